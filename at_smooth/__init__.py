@@ -1,0 +1,137 @@
+"""at-smooth: adversarial training with learned smoothening.
+
+Everything that users and plugin authors need is a name of this package; each is imported when first used, so that
+``import at_smooth`` is quick and loads no plugin.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from at_smooth._version import __version__
+
+if TYPE_CHECKING:
+    from at_smooth.attacks import Adversary, AttackSpec, Threat
+    from at_smooth.data import Augmentation, Data, Part
+    from at_smooth.engine import Engine, Observer, Settings
+    from at_smooth.exceptions import (
+        AtSmoothError,
+        CheckpointError,
+        DataError,
+        DivergedError,
+        InputError,
+        Interrupted,
+        OptionError,
+        PluginError,
+        RunError,
+    )
+    from at_smooth.experiment import load_data, load_model, train
+    from at_smooth.interfaces import (
+        Architecture,
+        Batch,
+        Dataset,
+        Images,
+        Method,
+        Plugin,
+        Regularizer,
+        Schedule,
+        Step,
+        Teachers,
+        Terms,
+        WeightSmoother,
+    )
+    from at_smooth.recipe import Recipe
+    from at_smooth.registry import create
+    from at_smooth.run import Run
+    from at_smooth.runtime import Runtime
+
+_HOME = {
+    "attacks": ("Adversary", "AttackSpec", "Threat"),
+    "data": ("Augmentation", "Data", "Part"),
+    "engine": ("Engine", "Observer", "Settings"),
+    "exceptions": (
+        "AtSmoothError",
+        "CheckpointError",
+        "DataError",
+        "DivergedError",
+        "InputError",
+        "Interrupted",
+        "OptionError",
+        "PluginError",
+        "RunError",
+    ),
+    "experiment": ("load_data", "load_model", "train"),
+    "interfaces": (
+        "Architecture",
+        "Batch",
+        "Dataset",
+        "Images",
+        "Method",
+        "Plugin",
+        "Regularizer",
+        "Schedule",
+        "Step",
+        "Teachers",
+        "Terms",
+        "WeightSmoother",
+    ),
+    "recipe": ("Recipe",),
+    "registry": ("create",),
+    "run": ("Run",),
+    "runtime": ("Runtime",),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "Adversary",
+    "Architecture",
+    "AtSmoothError",
+    "AttackSpec",
+    "Augmentation",
+    "Batch",
+    "CheckpointError",
+    "Data",
+    "DataError",
+    "Dataset",
+    "DivergedError",
+    "Engine",
+    "Images",
+    "InputError",
+    "Interrupted",
+    "Method",
+    "Observer",
+    "OptionError",
+    "Part",
+    "Plugin",
+    "PluginError",
+    "Recipe",
+    "Regularizer",
+    "Run",
+    "RunError",
+    "Runtime",
+    "Schedule",
+    "Settings",
+    "Step",
+    "Teachers",
+    "Terms",
+    "Threat",
+    "WeightSmoother",
+    "__version__",
+    "create",
+    "load_data",
+    "load_model",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'at_smooth' has no attribute {name!r}")
+    value = getattr(import_module(f"at_smooth.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,280 @@
+"""The command ``at-smooth``. Errors become exit codes here and nowhere else."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+import click
+import yaml
+
+from at_smooth._version import __version__
+from at_smooth.exceptions import AtSmoothError, InputError, Interrupted, OptionError
+
+# torch takes seconds to import, so each command imports what it needs.
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_PLUGIN_OPTIONS = {
+    "D": ("dataset", "the data set"),
+    "N": ("model", "the model (network)"),
+    "M": ("method", "the method"),
+    "A": ("attack", "the attack"),
+    "R": ("regularizer", "the regularizer"),
+    "S": ("smoother", "the smoother"),
+}
+
+
+class _Group(click.Group):
+    """Turns the family of errors into one message on standard error and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AtSmoothError as error:
+            word = error.name if isinstance(error, Interrupted) else "Error"
+            click.echo(f"{word}: {error}", err=True)
+            ctx.exit(error.exit_code)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="at-smooth")
+def cli() -> None:
+    """Adversarial training with learned smoothening.
+
+    'at-smooth train' alone trains the embedded digits.
+    """
+
+
+def _recipe_options(command: _F) -> _F:
+    """The options of ``train`` that are fields of a recipe; None where not given."""
+    options = [
+        click.option("--dataset", help="Data set (see 'at-smooth plugins datasets'). [default: digits]"),
+        click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set's files are."),
+        click.option("--model", help="Architecture (see 'at-smooth plugins models'). [default: the data set's]"),
+        click.option("--method", help="Training method (see 'at-smooth plugins methods'). [default: at]"),
+        click.option("--attack", help="Attack to train on. [default: pgd]"),
+        click.option("--norm", type=click.Choice(["Linf", "L2"]), help="Norm of the threat. [default: Linf]"),
+        click.option("--eps", help="Radius of the threat in [0, 1] pixels, such as 8/255. [default: the data set's]"),
+        click.option("--regularizer", help="What smooths the logits (see 'at-smooth plugins regularizers')."),
+        click.option("--smoother", help="What smooths the weights (see 'at-smooth plugins smoothers')."),
+        click.option("--epochs", type=int, help="Passes over the training set."),
+        click.option("--batch-size", type=int, help="Images in a step."),
+        click.option("--lr", type=float, help="Learning rate at the start."),
+        click.option("--seed", type=int, help="Decides split, order, initial weights and noise. [default: 0]"),
+        click.option("--device", help="auto, cpu, cuda, cuda:1, ... [default: auto]"),
+        click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Arithmetic of training."),
+        click.option("--compile/--no-compile", default=None, help="Compile the model; pays for large networks."),
+        click.option("--validate-every", type=int, help="Epochs between measurements on the validation set."),
+        click.option("--test-every", type=int, help="Epochs between measurements on the test set; 0 for never."),
+        *(
+            click.option(f"-{letter}", f"{field}_options", metavar="KEY=VALUE", multiple=True,
+                         help=f"Option of {words}.")
+            for letter, (field, words) in _PLUGIN_OPTIONS.items()
+        ),
+        click.option("--set", "others", metavar="KEY=VALUE", multiple=True,
+                     help="Any other field of the recipe, such as milestones=[50,150]."),
+        click.option("--recipe", "recipe_file", type=click.Path(path_type=Path), help="Recipe file to start from."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@_recipe_options
+@click.option("--out", type=click.Path(path_type=Path), help="Run directory, new or empty. [default: under runs/]")
+@click.option("--resume", is_flag=True, help="Continue the run in --out from its last finished epoch.")
+@click.option("--dry-run", is_flag=True, help="Train nothing: print the resolved recipe, parameters and device.")
+def train(out: Path | None, resume: bool, dry_run: bool, **given: Any) -> None:
+    """Train a robust model, its self-teachers first where it needs them."""
+    changes = _changes(given)
+    if resume and out is None:
+        raise InputError("--resume continues a run: name its directory with --out.")
+
+    from rich.console import Console
+
+    from at_smooth import experiment
+    from at_smooth.progress import Terminal
+    from at_smooth.recipe import Recipe
+    from at_smooth.report import rich_table, summary_rows
+
+    recipe_file = given["recipe_file"]
+    if resume and out is not None:
+        recipe_file = recipe_file or out / "recipe.yaml"
+        if not (out / "recipe.yaml").is_file():
+            raise InputError(f"there is no run to resume at {out}: it holds no recipe.yaml.")
+    recipe = Recipe.from_yaml(recipe_file, changes) if recipe_file else Recipe(**changes)
+    if dry_run:
+        _print_plan(recipe)
+        return
+
+    console = Console()
+    path = out or experiment.free_path(recipe)
+    console.print(_headline(recipe), highlight=False, soft_wrap=True)
+    console.print(f"run directory: {path}", highlight=False, soft_wrap=True)
+    with _interruptible(f"stopped; continue with: at-smooth train --out {path} --resume"):
+        run = experiment.train(recipe, path, resume=resume, progress=Terminal(console))
+    if recipe.test_every:
+        console.print()
+        console.print(rich_table(summary_rows(run.summary), "test accuracy, percent"))
+    console.print(f"curves: {run.path / 'curves.png'}", highlight=False, soft_wrap=True)
+
+
+@cli.command()
+@click.argument("kind", required=False)
+@click.argument("name", required=False)
+def plugins(kind: str | None, name: str | None) -> None:
+    """List the installed plugins, or print the options of one.
+
+    KIND is methods, regularizers, smoothers, datasets, models, ...; NAME is one of its plugins.
+    """
+    from rich.console import Console
+
+    from at_smooth import registry
+
+    console = Console()
+    if kind and name:
+        _print_plugin(console, registry.find(kind, name))
+        return
+    table = _table("plugins")
+    for column in ("kind", "name", "distribution"):
+        table.add_column(column, no_wrap=True)
+    for each in [kind] if kind else registry.KINDS:
+        for entry in registry.entries(each):
+            table.add_row(entry.kind, entry.name, f"{entry.distribution} {entry.version}")
+    console.print(table)
+    console.print("Options of one: at-smooth plugins KIND NAME", highlight=False)
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--format", "style", type=click.Choice(["text", "markdown", "latex", "csv"]), default="text",
+              show_default=True, help="How to print the table.")  # fmt: skip
+def compare(runs: tuple[Path, ...], style: str) -> None:
+    """Print the paper's table for finished RUNS: best, final and diff of RA and SA.
+
+    Runs that differ in nothing but the seed share a row, with mean and standard deviation.
+    """
+    from rich.console import Console
+
+    from at_smooth.report import comparison_rows, format_table, rich_table
+    from at_smooth.run import Run
+
+    rows = comparison_rows([Run(path) for path in runs])
+    if style == "text":
+        Console().print(rich_table(rows, "test accuracy of the reported weights, percent"))
+    else:
+        click.echo(format_table(rows, style))
+
+
+def main() -> None:
+    """Entry point of the command."""
+    cli()
+
+
+def _changes(given: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a recipe that the command line names."""
+    fields = {field: value for field, value in given.items() if value is not None}
+    for name in ("others", "recipe_file"):
+        fields.pop(name, None)
+    for field, _ in _PLUGIN_OPTIONS.values():
+        pairs = fields.pop(f"{field}_options")
+        if pairs:
+            fields[f"{field}_options"] = _pairs(pairs)
+    return {**_pairs(given["others"]), **fields}
+
+
+def _pairs(texts: tuple[str, ...]) -> dict[str, Any]:
+    pairs = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise OptionError(f"'{text}' is not of the form key=value.")
+        try:
+            pairs[key.strip().replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            pairs[key.strip().replace("-", "_")] = value
+    return pairs
+
+
+def _headline(recipe: Any) -> str:
+    parts = [recipe.method, *(choice for choice in (recipe.regularizer, recipe.smoother) if choice != "none")]
+    return (
+        f"[bold]{' + '.join(parts)}[/bold]: {recipe.model} on {recipe.dataset}, {recipe.threat}, "
+        f"{recipe.epochs} epochs, seed {recipe.seed}"
+    )
+
+
+def _print_plan(recipe: Any) -> None:
+    from at_smooth.experiment import prepare_data
+    from at_smooth.network import build_network
+    from at_smooth.runtime import Runtime, describe
+
+    runtime = Runtime.choose(recipe.device, recipe.precision, recipe.compile)
+    data = prepare_data(recipe)
+    network = build_network(recipe, data.shape, data.num_classes, data.pixel_statistics())
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    click.echo(recipe.to_yaml().rstrip())
+    click.echo(f"# parameters: {parameters:,}")
+    click.echo(f"# images: {data.train.n:,} to train, {data.val.n:,} to validate, {data.test.n:,} to test")
+    click.echo(f"# device: {describe(runtime.device)}")
+
+
+def _print_plugin(console: Any, entry: Any) -> None:
+    import inspect
+
+    plugin = entry.load()
+    source = f"{entry.distribution} {entry.version}".strip()
+    console.print(f"[bold]{entry.name}[/bold] ({entry.kind}, from {source})", highlight=False)
+    console.print(inspect.getdoc(plugin) or "", highlight=False, markup=False)
+    if not plugin.model_fields:
+        console.print("\nNo options.")
+        return
+    table = _table("options")
+    for column in ("name", "default", "bounds"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("what it is")
+    for name, field in plugin.model_fields.items():
+        table.add_row(name, str(field.default), _bounds(field), field.description or "")
+    console.print(table)
+
+
+def _bounds(field: Any) -> str:
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    found = [
+        f"{sign} {getattr(limit, name):g}" for limit in field.metadata for name, sign in signs.items()
+        if getattr(limit, name, None) is not None
+    ]  # fmt: skip
+    return ", ".join(found)
+
+
+def _table(title: str) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    return Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+
+
+@contextmanager
+def _interruptible(advice: str) -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into :class:`Interrupted` while the block runs."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number, advice)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,266 @@
+"""Images in memory: checks, the split, and batches augmented on the device.
+
+The order of an epoch, and what augmentation does in it, follow from (seed, epoch) alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from at_smooth.exceptions import DataError
+from at_smooth.interfaces import Batch, Images
+from at_smooth.runtime import generator
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What training does to a batch of images, all at once.
+
+    Attributes:
+        crop: Zero-pad by this many pixels and cut a window of the old size at a random place.
+        flip: Mirror each image left to right with probability one half.
+        rotation: Rotate each by an angle drawn from +- this many degrees (bilinear, zeros outside).
+    """
+
+    crop: int = 0
+    flip: bool = False
+    rotation: float = 0.0
+
+    def __call__(self, images: Tensor, rng: torch.Generator) -> Tensor:
+        """Augment.
+
+        Args:
+            images: (N, C, H, W), float.
+            rng: A generator on the CPU, so that every device draws the same.
+
+        Returns:
+            Images of the same shape.
+        """
+        if self.crop:
+            images = _random_crop(images, self.crop, rng)
+        if self.flip:
+            mirrored = torch.rand(len(images), generator=rng).to(images.device) < 0.5
+            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        if self.rotation:
+            images = _random_rotation(images, self.rotation, rng)
+        return images
+
+
+def _random_crop(images: Tensor, padding: int, rng: torch.Generator) -> Tensor:
+    n, _, height, width = images.shape
+    padded = torch.nn.functional.pad(images, (padding,) * 4)
+    shift = torch.randint(0, 2 * padding + 1, (2, n), generator=rng).to(images.device)
+    rows = shift[0, :, None, None] + torch.arange(height, device=images.device)[None, :, None]
+    columns = shift[1, :, None, None] + torch.arange(width, device=images.device)[None, None, :]
+    example = torch.arange(n, device=images.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[example, rows, columns].permute(0, 3, 1, 2)
+
+
+def _random_rotation(images: Tensor, degrees: float, rng: torch.Generator) -> Tensor:
+    angle = (torch.rand(len(images), generator=rng) * 2 - 1) * torch.pi * degrees / 180
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    ratio = images.shape[-2] / images.shape[-1]  # grid coordinates run from -1 to 1 on both axes
+    turn = torch.stack([torch.stack([cos, -sin * ratio, zero], 1), torch.stack([sin / ratio, cos, zero], 1)], 1)
+    grid = torch.nn.functional.affine_grid(turn.to(images.device), list(images.shape), align_corners=False)
+    return torch.nn.functional.grid_sample(images, grid, align_corners=False).clamp(0, 1)
+
+
+class Part(NamedTuple):
+    """One part of the data, which unpacks into images (uint8, or float in [0, 1]) and labels."""
+
+    images: Tensor
+    labels: Tensor
+
+    @property
+    def n(self) -> int:
+        """How many examples there are."""
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> Part:
+        """The same on another device."""
+        return Part(self.images.to(device), self.labels.to(device))
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """All examples in their order, as float images."""
+        for indices in torch.arange(self.n, device=self.labels.device).split(batch_size):
+            yield Batch(as_float(self.images[indices]), self.labels[indices], indices)
+
+
+@dataclass
+class Data:
+    """The three parts of an experiment's data.
+
+    Attributes:
+        train: What the weights learn from.
+        val: What selects the best epoch.
+        test: What is reported; may be empty.
+        num_classes: K.
+        augmentation: Applied to training batches.
+        seed: Decides order and augmentation.
+    """
+
+    train: Part
+    val: Part
+    test: Part
+    num_classes: int
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    seed: int = 0
+
+    @classmethod
+    def split(
+        cls,
+        images: Images,
+        *,
+        seed: int = 0,
+        validation: float = 0.1,
+        augmentation: Augmentation | None = None,
+    ) -> Data:
+        """Check the images and set a stratified share of the training set aside for validation.
+
+        Args:
+            images: What was loaded.
+            seed: Decides the split, and later the order.
+            validation: Share of the training set, in (0, 1); the paper's is 0.1.
+            augmentation: None for none.
+
+        Raises:
+            DataError: Shapes, labels or pixel values are not what they must be, or there are too few images.
+        """
+        check(images.train, images.train_labels, images.num_classes, "training set")
+        if len(images.test_labels):
+            check(images.test, images.test_labels, images.num_classes, "test set")
+            if images.test.shape[1:] != images.train.shape[1:]:
+                raise DataError(
+                    f"training images are {_size(images.train)}, test images {_size(images.test)}: make them one size."
+                )
+        kept, held_out = _stratified(images.train_labels.numpy(), validation, seed)
+        return cls(
+            Part(images.train[kept], images.train_labels[kept]),
+            Part(images.train[held_out], images.train_labels[held_out]),
+            Part(images.test, images.test_labels),
+            images.num_classes,
+            augmentation or Augmentation(),
+            seed,
+        )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    def to(self, device: torch.device) -> Data:
+        """The same on another device."""
+        parts = (part.to(device) for part in (self.train, self.val, self.test))
+        return Data(*parts, self.num_classes, self.augmentation, self.seed)
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """How many batches :meth:`train_batches` gives."""
+        return len(_batches_of(torch.empty(self.train.n), batch_size))
+
+    def train_batches(self, epoch: int, batch_size: int, purpose: str = "train") -> Iterator[Batch]:
+        """One pass over the training set, in random order and augmented.
+
+        Args:
+            epoch: Together with the seed it decides all randomness here.
+            batch_size: Every batch has this size but the last, which may be smaller; a single example left over
+                joins the batch before it, since BatchNorm needs two.
+            purpose: Passes of different purposes are independent.
+        """
+        rng = generator(self.seed, epoch, purpose)
+        order = torch.randperm(self.train.n, generator=rng)
+        for chosen in _batches_of(order, batch_size):
+            indices = chosen.to(self.train.labels.device)
+            images = as_float(self.train.images[indices])
+            yield Batch(self.augmentation(images, rng), self.train.labels[indices], indices)
+
+    def fingerprint(self) -> str:
+        """A digest of every image and label of the training and validation parts, and of which is which."""
+        digest = hashlib.sha256()
+        for part in (self.train, self.val):
+            for tensor in (part.images, part.labels):
+                digest.update(str((tuple(tensor.shape), tensor.dtype)).encode())
+                digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def pixel_statistics(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of the training pixels, by channel, in [0, 1] units."""
+        channels = self.train.images.transpose(0, 1).flatten(1)
+        scale = 255.0 if channels.dtype == torch.uint8 else 1.0
+        moments = [(row.double().mean() / scale, row.double().std() / scale) for row in channels]
+        return [mean.item() for mean, _ in moments], [max(std.item(), 1e-3) for _, std in moments]
+
+
+def as_float(images: Tensor) -> Tensor:
+    """Images in [0, 1]: uint8 is divided by 255, float passes."""
+    return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
+
+
+def check(images: Tensor, labels: Tensor, num_classes: int, name: str) -> None:
+    """Refuse what training would only trip over later.
+
+    Raises:
+        DataError: The shape, a label or a pixel value is wrong; the message names the first offender.
+    """
+    if images.ndim != 4:
+        raise DataError(f"{name}: images have shape {tuple(images.shape)}; give (N, C, H, W).")
+    if len(images) != len(labels) or labels.ndim != 1:
+        raise DataError(
+            f"{name}: {len(images)} images but labels of shape {tuple(labels.shape)}; give one label an image."
+        )
+    if len(labels) == 0:
+        raise DataError(f"{name}: there are no images.")
+    if labels.is_floating_point():
+        raise DataError(f"{name}: labels are {labels.dtype}; give whole numbers from 0 to {num_classes - 1}.")
+    outside = ((labels < 0) | (labels >= num_classes)).nonzero()
+    if len(outside):
+        where = int(outside[0])
+        raise DataError(
+            f"{name}: label {int(labels[where])} of example {where} is outside the {num_classes} classes "
+            f"0 to {num_classes - 1}."
+        )
+    if images.dtype == torch.uint8:
+        return
+    if not images.is_floating_point():
+        raise DataError(f"{name}: images are {images.dtype}; give uint8 (0 to 255), or float in [0, 1].")
+    low, high = float(images.min()), float(images.max())
+    if not (low >= 0 and high <= 1):  # written so that NaN fails too
+        raise DataError(
+            f"{name}: pixel values run from {low:g} to {high:g}, outside [0, 1]. "
+            f"Divide by 255 or store uint8; normalisation belongs inside the model."
+        )
+
+
+def _stratified(labels: np.ndarray, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    from sklearn.model_selection import train_test_split
+
+    counts = np.bincount(labels)
+    counts = counts[counts > 0]
+    held_out = max(1, round(len(labels) * share))
+    if len(labels) - held_out < 2:
+        raise DataError(f"training set: {len(labels)} images are too few to set some aside for validation.")
+    # a class with one image, or fewer places than classes, cannot be spread evenly
+    even = counts.min() >= 2 and held_out >= len(counts) and len(labels) - held_out >= len(counts)
+    kept, val = train_test_split(
+        np.arange(len(labels)), test_size=held_out, stratify=labels if even else None, random_state=seed
+    )
+    return torch.from_numpy(np.sort(kept)), torch.from_numpy(np.sort(val))
+
+
+def _batches_of(order: Tensor, batch_size: int) -> list[Tensor]:
+    batches = list(order.split(batch_size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        last = batches.pop()
+        batches[-1] = torch.cat([batches[-1], last])
+    return batches
+
+
+def _size(images: Tensor) -> str:
+    return "x".join(str(side) for side in images.shape[1:])

@@ -1,0 +1,359 @@
+"""The generic engine: one step, one epoch, the whole training."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from torch import Tensor, nn
+
+from at_smooth.attacks import Adversary, AttackSpec
+from at_smooth.batchnorm import refresh_batchnorm
+from at_smooth.data import Data, Part
+from at_smooth.exceptions import DivergedError
+from at_smooth.interfaces import Batch, Method, Regularizer, Schedule, Step, Teachers, Terms, WeightSmoother, total
+from at_smooth.runtime import Runtime, fenced_randomness, seed_global
+
+#: One row of ``metrics.csv``: percent, None where not measured.
+Row = dict[str, float | int | None]
+
+#: The columns of a row, in their order.
+COLUMNS = (
+    "epoch,lr,train_loss,train_acc,val_sa,val_ra,test_sa,test_ra,"
+    "smoothed_val_sa,smoothed_val_ra,smoothed_test_sa,smoothed_test_ra,seconds"
+).split(",")
+
+_EVALUATION_BATCH = 512
+_LAST = 5  # the paper's Table A7 reports the mean of the last five epochs
+
+
+class Settings(BaseModel):
+    """How long and how fast to train, and what to measure on the way. The defaults are the paper's (section 3)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    epochs: int = Field(default=200, ge=1, description="passes over the training set")
+    batch_size: int = Field(default=128, ge=2, description="images in a step")
+    lr: float = Field(default=0.1, gt=0, description="learning rate at the start")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of SGD")
+    weight_decay: float = Field(default=5e-4, ge=0, description="weight decay of SGD")
+    lr_schedule: Literal["multistep", "cosine"] = Field(default="multistep", description="how the learning rate falls")
+    milestones: tuple[float, ...] = Field(
+        default=(0.25, 0.75),
+        description="where it drops to a tenth: shares of the training below 1, or epochs from 1 up",
+    )
+    seed: int = Field(default=0, ge=0, lt=2**32, description="decides split, order, initial weights and noise")
+    eval_steps: int = Field(default=20, ge=0, description="steps of the PGD attack that measures RA")
+    validate_every: int = Field(default=1, ge=1, description="epochs between measurements on the validation set")
+    test_every: int = Field(
+        default=1, ge=0, description="epochs between measurements on the test set (the last five always); 0 for never"
+    )
+
+    @field_validator("milestones")
+    @classmethod
+    def _positive_and_rising(cls, milestones: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 < milestone < float("inf") for milestone in milestones) or list(milestones) != sorted(milestones):
+            raise ValueError(f"milestones must be positive and rise, not {list(milestones)}")
+        return milestones
+
+    def decays(self) -> list[int]:
+        """After how many epochs the learning rate drops; empty for a schedule without drops."""
+        if self.lr_schedule != "multistep":
+            return []
+        return [round(m * self.epochs) if m < 1 else round(m) for m in self.milestones]
+
+
+@dataclass
+class Best:
+    """The best epoch so far of one kind of weights."""
+
+    score: float = -1.0
+    row: Row = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+
+class TrainingLoss(nn.Module):
+    """The only place where method, regularizer and student meet; what DistributedDataParallel would wrap.
+
+    Args:
+        model: The student.
+        method: Forms the loss.
+        regularizer: Chooses its targets and adds its terms.
+        num_classes: K.
+    """
+
+    def __init__(self, model: nn.Module, method: Method, regularizer: Regularizer, num_classes: int) -> None:
+        super().__init__()
+        self.model = model
+        self.method = method
+        self.regularizer = regularizer
+        self.num_classes = num_classes
+
+    def forward(self, batch: Batch, perturbed: Tensor, progress: float) -> tuple[Terms, Tensor]:
+        """The weighted terms of the loss, and the logits on ``perturbed`` (N, K)."""
+        targets = self.regularizer.targets(batch.labels, self.num_classes)
+        loss, logits = self.method.loss(self.model, batch.clean, perturbed, targets)
+        step = Step(batch.clean, perturbed, batch.labels, batch.indices, logits, loss, progress)
+        return self.regularizer.terms(step), logits
+
+
+class Observer:
+    """Told how training goes; the run directory and the progress bar are both such."""
+
+    def started(self, engine: Engine) -> None:
+        """Training begins, or continues after a resume."""
+
+    def stepped(self, engine: Engine) -> None:
+        """One update is done."""
+
+    def epoch_ended(self, engine: Engine, row: Row, improved: list[str]) -> None:
+        """One epoch is done and measured; ``improved`` names the weights (raw, smoothed) that are the best so far."""
+
+    def finished(self, engine: Engine) -> None:
+        """Training is over."""
+
+
+class Engine:
+    """Adversarial training of any ``nn.Module`` on any images.
+
+    Args:
+        model: From images (N, C, H, W) in [0, 1] to logits (N, K); moved to the runtime's device. Modules that it
+            holds in eval mode while itself in train mode stay so.
+        data: Training, validation and test images.
+        method: Forms the loss and picks the attack.
+        attack: The threat and the attack that is wanted; also what RA is measured with.
+        regularizer: Smooths the logits; the default does nothing.
+        smoother: Smooths the weights; the default does nothing.
+        settings: Lengths, rates and measurements; the default is the paper's.
+        runtime: Device and precision; the default is the best device, float32.
+        teachers: Where the regularizer gets its teachers; the default trains self-teachers on the spot.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Data,
+        *,
+        method: Method,
+        attack: AttackSpec,
+        regularizer: Regularizer | None = None,
+        smoother: WeightSmoother | None = None,
+        settings: Settings | None = None,
+        runtime: Runtime | None = None,
+        teachers: Teachers | None = None,
+    ) -> None:
+        from at_smooth.teachers import TrainedOnTheSpot
+
+        self.settings = settings or Settings()
+        self.runtime = runtime or Runtime.choose()
+        self.method = method
+        self.wanted_attack = attack
+        self.regularizer = regularizer or Regularizer()
+        self.smoother = smoother or WeightSmoother()
+        self.model = self.runtime.place(model)
+        if not self.model.training:
+            self.model.train()
+        self.data = data.to(self.runtime.device)
+        self.teachers = teachers or TrainedOnTheSpot(self)
+
+        self.epoch = 0
+        self.step = 0
+        self.last_loss = float("nan")
+        self.history: list[Row] = []
+        self.best = {"raw": Best(), "smoothed": Best()}
+
+        spec = method.attack(attack)
+        self._adversary = Adversary(self.model, spec) if spec else None
+        self._evaluation = attack.for_evaluation(self.settings.eval_steps)
+        self._loss = TrainingLoss(self.model, method, self.regularizer, data.num_classes)
+        self._optimizer = torch.optim.SGD(
+            [parameter for parameter in self.model.parameters() if parameter.requires_grad],
+            self.settings.lr,
+            momentum=self.settings.momentum,
+            weight_decay=self.settings.weight_decay,
+        )
+        self._lr = _lr_scheduler(self._optimizer, self.settings)
+        steps, decays = self.data.steps_per_epoch(self.settings.batch_size), self.settings.decays()
+        self.schedule = Schedule(self.settings.epochs, steps, decays[0] if decays else None)
+        self.smoother.attach(self.model, self.schedule)
+
+    def fit(self, *observers: Observer) -> list[Row]:
+        """Train to the end: epoch, measure, log, save.
+
+        Returns:
+            The rows of all epochs.
+
+        Raises:
+            DivergedError: The loss is not finite.
+        """
+        self.regularizer.setup(self.teachers)
+        if self.runtime.compile:
+            self.model.compile()
+        self._tell("started", observers)
+        while self.epoch < self.settings.epochs:
+            began = time.perf_counter()
+            figures = self.train_epoch(self.epoch, observers)
+            self.epoch += 1
+            row = self._measure(figures)
+            row["seconds"] = round(time.perf_counter() - began, 3)
+            self.history.append(row)
+            improved = [weights for weights in self.best if self._improves(weights, row)]
+            self._tell("epoch_ended", observers, row, improved)
+        self._tell("finished", observers)
+        return self.history
+
+    def train_epoch(self, epoch: int, observers: tuple[Observer, ...] = ()) -> Row:
+        """One pass over the training set (Eq. 1 by the loss, Eq. 2 by the smoother).
+
+        Returns:
+            The epoch's ``lr``, ``train_loss`` and ``train_acc`` (percent, on the attacked images).
+        """
+        lr = self._optimizer.param_groups[0]["lr"]
+        loss_sum = correct = torch.zeros((), device=self.runtime.device)
+        self.smoother.before_epoch(self.model, epoch)
+        for batch in self._train_batches(epoch):
+            perturbed = self._attack(batch)
+            loss, logits = self._update(batch, perturbed)
+            self.smoother.after_step(self.model, self.step - 1)
+            loss_sum = loss_sum + loss * len(batch.labels)
+            correct = correct + (logits.argmax(1) == batch.labels).sum()
+            self._tell("stepped", observers)
+        self._lr.step()
+        if self.smoother.after_epoch(self.model, epoch):
+            self._refresh_smoothed(epoch)
+        n = self.data.train.n
+        return {"lr": lr, "train_loss": loss_sum.item() / n, "train_acc": 100 * correct.item() / n}
+
+    def accuracies(self, model: nn.Module, part: Part) -> tuple[float, float]:
+        """SA and RA of a model, in percent, in eval mode, float32, on a stream of randomness of their own.
+
+        RA is the accuracy under PGD with ``eval_steps`` steps from a random start (section 3, "Attack Methods").
+        """
+        adversary = Adversary(model, self._evaluation)
+        modes = {module: module.training for module in model.modules()}
+        standard = robust = 0
+        try:
+            model.eval()
+            with fenced_randomness(self.settings.seed, "evaluation"):
+                for batch in part.batches(_EVALUATION_BATCH):
+                    clean = self.runtime.layout(batch.clean)
+                    perturbed = adversary(clean, batch.labels)
+                    with torch.no_grad():
+                        standard += int((model(clean).argmax(1) == batch.labels).sum())
+                        robust += int((model(perturbed).argmax(1) == batch.labels).sum())
+        finally:
+            for module, training in modes.items():
+                module.training = training
+        return 100 * standard / part.n, 100 * robust / part.n
+
+    def accuracies_of(self, weights: dict[str, Tensor], part: Part) -> tuple[float, float]:
+        """SA and RA of the model with other weights; its own stay."""
+        model = copy.deepcopy(self.model)
+        model.load_state_dict(weights)
+        return self.accuracies(model, part)
+
+    @property
+    def selects_by(self) -> str:
+        """What makes an epoch the best: validation RA; validation SA where nothing is attacked."""
+        return "val_ra" if self._adversary else "val_sa"
+
+    def state(self) -> dict[str, Any]:
+        """All that :meth:`restore` needs to continue exactly, between two epochs."""
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "lr": self._lr.state_dict(),
+            "smoother": self.smoother.state(),
+            "history": self.history,
+            "best": {name: {"score": best.score, "row": best.row} for name, best in self.best.items()},
+        }
+
+    def restore(self, state: dict[str, Any], best_weights: dict[str, dict[str, Tensor]]) -> None:
+        """Continue from a state that :meth:`state` gave.
+
+        Args:
+            state: The state.
+            best_weights: The weights of the best epochs so far, by ``"raw"`` and ``"smoothed"``.
+        """
+        self.epoch, self.step, self.history = state["epoch"], state["step"], state["history"]
+        self.model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._lr.load_state_dict(state["lr"])
+        self.smoother.restore(state["smoother"])
+        for name, best in state["best"].items():
+            self.best[name] = Best(best["score"], best["row"], best_weights.get(name, {}))
+
+    def _train_batches(self, epoch: int) -> Iterator[Batch]:
+        for batch in self.data.train_batches(epoch, self.settings.batch_size):
+            seed_global(self.settings.seed, self.step, "step")
+            yield Batch(self.runtime.layout(batch.clean), batch.labels, batch.indices)
+
+    def _attack(self, batch: Batch) -> Tensor:
+        if self._adversary is None:
+            return batch.clean
+        with self.runtime.autocast():
+            return self._adversary(batch.clean, batch.labels)
+
+    def _update(self, batch: Batch, perturbed: Tensor) -> tuple[Tensor, Tensor]:
+        progress = self.step / (self.settings.epochs * self.schedule.steps_per_epoch)
+        with self.runtime.autocast():
+            terms, logits = self._loss(batch, perturbed, progress)
+            loss = total(terms)
+        self.last_loss = loss.item()
+        if not abs(self.last_loss) < float("inf"):
+            worth = ", ".join(f"{name} {value.item():g}" for name, value in terms.items())
+            raise DivergedError(
+                f"the loss is {self.last_loss} at epoch {self.epoch + 1}, step {self.step} ({worth}). "
+                f"A lower --lr usually mends this."
+            )
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+        self.step += 1
+        return loss.detach(), logits.detach()
+
+    def _refresh_smoothed(self, epoch: int) -> None:
+        smoothed = self.smoother.smoothed()
+        if smoothed is not None:
+            batches = self.data.train_batches(epoch, self.settings.batch_size, "batchnorm")
+            with fenced_randomness(self.settings.seed, "batchnorm"):  # dropout must not shift the training's stream
+                refresh_batchnorm(smoothed, (self.runtime.layout(batch.clean) for batch in batches))
+
+    def _measure(self, figures: Row) -> Row:
+        row: Row = dict.fromkeys(COLUMNS)
+        row.update(epoch=self.epoch, **figures)
+        every, left = self.settings.test_every, self.settings.epochs - self.epoch
+        models = {"": self.model, "smoothed_": self.smoother.smoothed()}
+        for prefix, model in models.items():
+            if model is None:
+                continue
+            if self.epoch % self.settings.validate_every == 0 or left == 0:
+                row[f"{prefix}val_sa"], row[f"{prefix}val_ra"] = self.accuracies(model, self.data.val)
+            if every and self.data.test.n and (self.epoch % every == 0 or left < _LAST):
+                row[f"{prefix}test_sa"], row[f"{prefix}test_ra"] = self.accuracies(model, self.data.test)
+        return row
+
+    def _improves(self, weights: str, row: Row) -> bool:
+        model = self.model if weights == "raw" else self.smoother.smoothed()
+        score = row[self.selects_by if weights == "raw" else f"smoothed_{self.selects_by}"]
+        if model is None or score is None or score <= self.best[weights].score:
+            return False
+        self.best[weights] = Best(score, row, {name: t.detach().cpu().clone() for name, t in model.state_dict().items()})
+        return True
+
+    def _tell(self, event: str, observers: tuple[Observer, ...], *news: object) -> None:
+        for observer in observers:
+            getattr(observer, event)(self, *news)
+
+
+def _lr_scheduler(optimizer: torch.optim.Optimizer, settings: Settings) -> torch.optim.lr_scheduler.LRScheduler:
+    if settings.lr_schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
+    return torch.optim.lr_scheduler.MultiStepLR(optimizer, settings.decays())

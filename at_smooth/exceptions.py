@@ -1,0 +1,87 @@
+"""Every error that at-smooth raises on purpose, in one family.
+
+A message says what is wrong and what to do next. Only ``cli.py`` turns them into exit codes.
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+
+class AtSmoothError(Exception):
+    """Base of the family."""
+
+    exit_code = 1
+
+
+class InputError(AtSmoothError):
+    """Something that the user gave cannot be used."""
+
+    exit_code = 2
+
+
+class PluginError(InputError):
+    """A plugin is unknown, ambiguous or broken."""
+
+
+class OptionError(InputError):
+    """An option is unknown, of the wrong type or out of bounds."""
+
+
+class DataError(InputError):
+    """A data set is missing, unreadable or holds what it must not."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint is missing, unreadable or does not fit."""
+
+
+class RunError(InputError):
+    """A run directory is missing, taken or does not fit."""
+
+
+class DivergedError(AtSmoothError):
+    """Training produced a loss that is not finite."""
+
+    exit_code = 3
+
+
+class Interrupted(AtSmoothError):  # noqa: N818 - it is no failure
+    """The user or the system asked the run to stop."""
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+
+    @property
+    def exit_code(self) -> int:  # type: ignore[override]
+        """128 and the signal's number, as shells have it."""
+        return 128 + self.signal_number
+
+    @property
+    def name(self) -> str:
+        """The signal's name, as in ``SIGINT``."""
+        return signal.Signals(self.signal_number).name
+
+
+def explain(error: ValidationError, subject: str) -> OptionError:
+    """Turn pydantic's report into one message that names each offending field.
+
+    Args:
+        error: What pydantic raised.
+        subject: What was being read, as in ``"recipe"`` or ``"regularizer kd-std-adv"``.
+    """
+    lines = []
+    for problem in error.errors():
+        field = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{field}: there is no such option")
+        elif problem["type"] == "value_error":
+            lines.append(f"{field}: {problem['ctx']['error']}" if field else str(problem["ctx"]["error"]))
+        else:
+            lines.append(f"{field}: {problem['msg'][0].lower()}{problem['msg'][1:]} (got {problem['input']!r})")
+    return OptionError(f"{subject}: " + "; ".join(lines))

@@ -1,0 +1,161 @@
+"""From a recipe to a finished run, and from a run back to its model and data."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from at_smooth import checkpoint
+from at_smooth.data import Augmentation, Data
+from at_smooth.engine import Engine
+from at_smooth.exceptions import CheckpointError, RunError
+from at_smooth.interfaces import Dataset
+from at_smooth.network import build_network, network_from
+from at_smooth.progress import Progress, Silent
+from at_smooth.recipe import Recipe
+from at_smooth.run import Recorder, Run, best_weights
+from at_smooth.runtime import Runtime
+from at_smooth.teachers import SelfTeachers
+
+Weights = Literal["reported", "raw", "smoothed"]
+Which = Literal["final", "best"]
+
+
+def train(
+    recipe: Recipe, out: Path | str | None = None, *, resume: bool = False, progress: Progress | None = None
+) -> Run:
+    """Train a recipe, its self-teachers first where it needs them.
+
+    Args:
+        recipe: What to train.
+        out: The run directory, new or empty; None makes one under ``runs/``.
+        resume: Continue the run in ``out`` from its last finished epoch.
+        progress: Told how things go; None tells nobody.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        InputError: The recipe cannot be carried out, or ``out`` is taken.
+        DivergedError: The loss is not finite; the last good checkpoint stands.
+    """
+    path = Path(out) if out is not None else free_path(recipe)
+    return _train(recipe, path, resume, progress or Silent(), role="student")
+
+
+def _train(recipe: Recipe, path: Path, resume: bool, progress: Progress, role: str) -> Run:
+    runtime = Runtime.choose(recipe.device, recipe.precision, recipe.compile)
+    data = prepare_data(recipe)
+    fingerprint = data.fingerprint()
+    model = build_network(recipe, data.shape, data.num_classes, data.pixel_statistics())
+    last = _last_state(path, recipe, fingerprint) if resume else None
+    run = Run(path) if resume and (path / "recipe.yaml").is_file() else Run.create(path, recipe)
+    if run.finished:
+        return run
+
+    def train_teacher(teacher: Recipe, into: Path, method: str) -> None:
+        _train(teacher, into, (into / "recipe.yaml").is_file(), progress, role=f"{method} teacher")
+
+    engine = Engine(
+        model,
+        data,
+        method=recipe.plugin("method"),
+        attack=recipe.attack_spec,
+        regularizer=recipe.plugin("regularizer"),
+        smoother=recipe.plugin("smoother"),
+        settings=recipe,
+        runtime=runtime,
+        teachers=SelfTeachers(recipe, run, fingerprint, runtime, train_teacher),
+    )
+    if last:
+        engine.restore(last, best_weights(run))
+    with progress.phase(role, recipe, run.path) as observer:
+        engine.fit(Recorder(run, recipe, fingerprint), observer)
+    return run
+
+
+def prepare_data(recipe: Recipe) -> Data:
+    """Load, check and split the recipe's data.
+
+    Raises:
+        DataError: Something is missing, or is not what it must be.
+    """
+    dataset: Dataset = recipe.plugin("dataset")
+    augmentation = Augmentation(dataset.crop, dataset.flip, dataset.rotation)
+    return Data.split(
+        dataset.load(recipe.data_dir), seed=recipe.seed, validation=recipe.validation, augmentation=augmentation
+    )
+
+
+def free_path(recipe: Recipe) -> Path:
+    """A new path under ``runs/`` that names the main choices."""
+    neutral = {Recipe.model_fields[field].default for field in ("regularizer", "smoother")}
+    choices = [recipe.dataset, recipe.method, recipe.regularizer, recipe.smoother]
+    name = "-".join(choice.replace(":", ".") for choice in choices if choice not in neutral)
+    for number in itertools.count(1):
+        path = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        if not path.exists():
+            return path
+    raise AssertionError("unreachable")
+
+
+def _last_state(path: Path, recipe: Recipe, fingerprint: str) -> dict[str, Any] | None:
+    run = Run(path)
+    before, now = run.recipe.to_dict(), recipe.to_dict()
+    changed = [f"{field} was {before[field]}, is now {now[field]}" for field in now if before[field] != now[field]]
+    if changed:
+        raise RunError(f"{path} was begun with another recipe ({'; '.join(changed)}). Start a new run with --out.")
+    if not run.checkpoint("last").is_file():
+        return None  # stopped before its first epoch ended
+    content = checkpoint.load(run.checkpoint("last"))
+    if content["fingerprint"] != fingerprint:
+        raise RunError(f"the data of {path} changed since it was begun. Start a new run with --out.")
+    state: dict[str, Any] = content["state"]
+    return state
+
+
+def load_model(source: Path | str, *, weights: Weights = "reported", checkpoint: Which = "final") -> nn.Module:
+    """A trained model in eval mode, on the CPU: images (N, C, H, W) in [0, 1] to logits (N, K).
+
+    Args:
+        source: A run directory, or one of its checkpoint files (then ``checkpoint`` does not matter).
+        weights: ``"raw"``, ``"smoothed"``, or ``"reported"``: the smoothed ones where there are any.
+        checkpoint: The last epoch, or the best by validation.
+
+    Raises:
+        CheckpointError: The file is unreadable, does not fit, or has no smoothed weights.
+    """
+    return _load(Path(source), weights, checkpoint)
+
+
+def _load(source: Path, weights: str, which: str) -> nn.Module:
+    if source.is_dir():
+        run = Run(source)
+        if which == "best":
+            averaged = run.checkpoint("best_smoothed").is_file()
+            if weights == "smoothed" and not averaged:
+                raise CheckpointError(f"{source} has no smoothed weights: it was trained without a smoother.")
+            source = run.checkpoint("best_smoothed" if averaged and weights != "raw" else "best")
+            weights = "raw"  # each of these files holds one set of weights
+        else:
+            source = run.checkpoint("final")
+    content = checkpoint.load(source)
+    if "state" in content:
+        raise CheckpointError(f"{source} is a state to resume from. Load the run's best or final checkpoint instead.")
+    has_smoothed = content.get("smoothed") is not None
+    if weights == "smoothed" and not has_smoothed:
+        raise CheckpointError(f"{source} holds no second, smoothed set of weights.")
+    chosen = content["smoothed" if has_smoothed and weights != "raw" else "model"]
+    return network_from(content, Recipe(**content["recipe"]), chosen, source)
+
+
+def load_data(source: Path | str) -> Data:
+    """The data of a run, split as it was; each part unpacks into ``(images, labels)``.
+
+    Raises:
+        DataError: The files are not where the run found them.
+    """
+    return prepare_data(Run(source).recipe)

@@ -1,0 +1,254 @@
+"""What a plugin is: the interfaces of the core.
+
+The base classes are the neutral choice already: a bare :class:`Regularizer` leaves the loss as it is, a bare
+:class:`WeightSmoother` smooths nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+
+from at_smooth.attacks import AttackSpec
+from at_smooth.exceptions import explain
+
+#: Weighted scalars, by name; the training loss is their sum.
+Terms = dict[str, Tensor]
+
+_P = TypeVar("_P", bound="Plugin")
+
+
+class Plugin(BaseModel):
+    """Something with options. Each public field is one: its type, default, bounds and help, declared once.
+
+    The Python constructor, a recipe and the command line (``-R temperature=3``) all go through that declaration.
+    What a plugin learns later (teachers, averages) it keeps in attributes whose names begin with an underscore.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, protected_namespaces=())
+
+    @classmethod
+    def build_from(cls: type[_P], options: Mapping[str, Any], subject: str) -> _P:
+        """Validate options and make the plugin.
+
+        Args:
+            options: Values by name, as text or typed.
+            subject: Named in the message when one does not fit.
+
+        Raises:
+            OptionError: An option is unknown, of the wrong type or out of bounds.
+        """
+        try:
+            return cls(**options)
+        except ValidationError as error:
+            problem = explain(error, subject)
+            known = ", ".join(cls.model_fields) or "none"
+            raise type(problem)(f"{problem}. Options: {known}.") from None
+
+    def options(self) -> dict[str, Any]:
+        """Every option with its value, in plain types (what a recipe records)."""
+        return self.model_dump(mode="json")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some examples, on the device.
+
+    Attributes:
+        clean: Images, (N, C, H, W) in [0, 1].
+        labels: Classes, (N,) int64.
+        indices: Position of each example in the training set, (N,) int64.
+    """
+
+    clean: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a regularizer may look at in one training step.
+
+    Attributes:
+        clean: Images, (N, C, H, W) in [0, 1].
+        perturbed: The attacked images, likewise; the clean batch itself where the method attacks nothing.
+        labels: Classes, (N,).
+        indices: Position of each example in the training set, (N,), for remedies that remember examples.
+        logits: The student's on ``perturbed``, (N, K), with gradient.
+        loss: The method's own loss on this regularizer's targets, a scalar with gradient.
+        progress: 0 at the start of training, 1 at its end.
+    """
+
+    clean: Tensor
+    perturbed: Tensor
+    labels: Tensor
+    indices: Tensor
+    logits: Tensor
+    loss: Tensor
+    progress: float
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The shape of a training run, for smoothers that start at a moment of it.
+
+    Attributes:
+        epochs: How many there are.
+        steps_per_epoch: Updates in each.
+        first_decay: How many epochs run before the learning rate first drops; None where it never drops at once.
+    """
+
+    epochs: int
+    steps_per_epoch: int
+    first_decay: int | None
+
+
+class Teachers(Protocol):
+    """Where a regularizer gets its teachers from."""
+
+    def get(self, method: str, path: Path | None = None) -> nn.Module:
+        """A frozen copy of the student's architecture, trained by ``method``, in eval mode on the student's device.
+
+        Args:
+            method: Name of the method that trained it, as in ``"at"``.
+            path: A run directory or checkpoint to take it from; None finds or trains one.
+        """
+        ...  # pragma: no cover
+
+
+class Method(Plugin):
+    """Which attack to train on, and how its loss is formed."""
+
+    def attack(self, wanted: AttackSpec) -> AttackSpec | None:
+        """The attack to train on: the one that the user wants, a changed one, or None for clean training."""
+        return wanted
+
+    def loss(self, model: nn.Module, clean: Tensor, perturbed: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The method's loss.
+
+        Args:
+            model: The student, in training mode.
+            clean: (N, C, H, W) in [0, 1].
+            perturbed: Likewise; the clean batch itself where :meth:`attack` gave None.
+            targets: Classes (N,), or probabilities (N, K).
+
+        Returns:
+            The loss, a scalar, and the logits on ``perturbed``, (N, K).
+        """
+        raise NotImplementedError  # an abstract method; pydantic's models have their own metaclass
+
+
+class Regularizer(Plugin):
+    """Smooths the logits. As it stands it changes nothing."""
+
+    def setup(self, teachers: Teachers) -> None:
+        """Called once, before training; the place to ask for teachers."""
+
+    def targets(self, labels: Tensor, num_classes: int) -> Tensor:
+        """What the method's loss compares with: classes (N,), or probabilities (N, K)."""
+        return labels
+
+    def terms(self, step: Step) -> Terms:
+        """The weighted terms whose sum is the training loss."""
+        return {"method": step.loss}
+
+
+class WeightSmoother(Plugin):
+    """Smooths the weights. As it stands it smooths nothing.
+
+    Epochs count from 0 here.
+    """
+
+    def attach(self, model: nn.Module, schedule: Schedule) -> None:
+        """Called once, before training, with the model on its device."""
+
+    def before_epoch(self, model: nn.Module, epoch: int) -> None:
+        """Called before each epoch; may change the model's weights."""
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        """Called after each update; ``step`` counts from 0 over the whole training."""
+
+    def after_epoch(self, model: nn.Module, epoch: int) -> bool:
+        """Called after each epoch; says whether the average moved, so that its BatchNorm statistics are refreshed."""
+        return False
+
+    def smoothed(self) -> nn.Module | None:
+        """The averaged model, or None while there is none."""
+        return None
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain values from which :meth:`restore` continues exactly."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up a state that :meth:`state` gave; called after :meth:`attach`."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """A labelled set of images, in memory.
+
+    Attributes:
+        train: Training images, (N, C, H, W), uint8, or float in [0, 1].
+        train_labels: (N,) int64.
+        test: Test images, likewise.
+        test_labels: (M,) int64.
+        num_classes: How many classes there are.
+    """
+
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+    num_classes: int
+
+
+class Dataset(Plugin):
+    """Reads a set of images, and says how training augments them."""
+
+    #: What a recipe on this data set starts from, before the user's own choices.
+    recipe: ClassVar[Mapping[str, Any]] = {}
+    #: The usual radius of the threat on this data set, by norm.
+    radii: ClassVar[Mapping[str, str]] = {"Linf": "8/255", "L2": "128/255"}
+
+    crop: int = Field(default=0, ge=0, description="random crop after zero-padding by this many pixels on each side")
+    flip: bool = Field(default=False, description="random horizontal flip")
+    rotation: float = Field(default=0.0, ge=0, le=180, description="random rotation by up to this many degrees")
+
+    def load(self, data_dir: Path | None) -> Images:
+        """Read the images.
+
+        Args:
+            data_dir: Where the user says that the files are; None for the data set's own place.
+
+        Raises:
+            DataError: Files are missing or hold what they must not; the message says which files go where.
+        """
+        raise NotImplementedError  # an abstract method, as in Method
+
+
+class Architecture(Plugin):
+    """Builds a network. Normalisation is not its concern: the core puts it in front."""
+
+    def build(self, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+        """An untrained network from images (N, C, H, W) to logits (N, K).
+
+        Args:
+            shape: (C, H, W).
+            num_classes: K.
+
+        Raises:
+            OptionError: The architecture cannot take images of that shape.
+        """
+        raise NotImplementedError  # an abstract method, as in Method
+
+
+def total(terms: Terms) -> Tensor:
+    """The training loss: the sum of its terms, a scalar."""
+    return torch.stack(list(terms.values())).sum()

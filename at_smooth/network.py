@@ -1,0 +1,71 @@
+"""From an architecture's name to a network that takes images in [0, 1]."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from at_smooth import registry
+from at_smooth.exceptions import CheckpointError
+from at_smooth.runtime import fenced_randomness
+
+if TYPE_CHECKING:
+    from at_smooth.recipe import Recipe
+
+
+class Normalize(nn.Module):
+    """Subtract the mean and divide by the standard deviation, by channel; part of the model, so eps stays in pixels.
+
+    Args:
+        mean: One number a channel, in [0, 1] units.
+        std: Likewise, above 0.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: list[float], std: list[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) in [0, 1] to the same shape, normalised."""
+        return (images - self.mean) / self.std
+
+
+def build_network(
+    recipe: Recipe, shape: tuple[int, int, int], num_classes: int, statistics: tuple[list[float], list[float]]
+) -> nn.Module:
+    """The recipe's architecture with its initial weights, normalisation in front.
+
+    The weights follow from the recipe's seed alone; the global generators stay as they were.
+
+    Args:
+        recipe: Names the model and its options.
+        shape: (C, H, W).
+        num_classes: K.
+        statistics: Mean and standard deviation by channel.
+    """
+    with fenced_randomness(recipe.seed, "weights"):
+        network = registry.create("models", recipe.model, recipe.model_options).build(shape, num_classes)
+    return nn.Sequential(OrderedDict(normalize=Normalize(*statistics), network=network))
+
+
+def network_from(checkpoint: dict[str, Any], recipe: Recipe, weights: dict[str, Tensor], source: object) -> nn.Module:
+    """The network of a checkpoint, with the given weights, in eval mode.
+
+    Raises:
+        CheckpointError: The weights do not fit the architecture that the checkpoint names.
+    """
+    channels = checkpoint["shape"][0]
+    blank = ([0.0] * channels, [1.0] * channels)  # the true statistics are buffers among the weights
+    network = build_network(recipe, tuple(checkpoint["shape"]), checkpoint["num_classes"], blank)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{source} does not fit the model '{recipe.model}': {error}") from None
+    return network.eval()

@@ -1,0 +1,111 @@
+"""How a run tells people where it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from at_smooth.engine import Engine, Observer, Row
+from at_smooth.recipe import Recipe
+
+
+class Progress(Protocol):
+    """Whoever wants to know."""
+
+    def phase(self, role: str, recipe: Recipe, path: Path) -> AbstractContextManager[Observer]:
+        """One training begins: of the student, or of a teacher."""
+        ...  # pragma: no cover
+
+
+class Silent:
+    """Tells nobody."""
+
+    @contextmanager
+    def phase(self, role: str, recipe: Recipe, path: Path) -> Iterator[Observer]:
+        """Nothing."""
+        yield Observer()
+
+
+class Terminal:
+    """A bar for each training; where output is no terminal, a line now and then.
+
+    Args:
+        console: Where to write.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    @contextmanager
+    def phase(self, role: str, recipe: Recipe, path: Path) -> Iterator[Observer]:
+        """Show one training."""
+        if not self._console.is_terminal:
+            yield _Lines(self._console, role)
+            return
+        bars = Bars(
+            TextColumn("[bold]{task.description:<18}"),
+            BarColumn(bar_width=None),
+            TextColumn("epoch"),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=self._console,
+        )
+        try:
+            yield _Bar(bars, role)
+        finally:
+            bars.stop()
+
+
+class _Bar(Observer):
+    def __init__(self, bars: Bars, role: str) -> None:
+        self._bars = bars
+        self._task = bars.add_task(role, total=None, figures="")
+
+    def started(self, engine: Engine) -> None:
+        self._bars.start()
+        self._bars.update(self._task, total=engine.settings.epochs, completed=engine.epoch)
+
+    def epoch_ended(self, engine: Engine, row: Row, improved: list[str]) -> None:
+        self._bars.update(self._task, completed=engine.epoch, figures=figures(engine, row))
+
+
+class _Lines(Observer):
+    def __init__(self, console: Console, role: str) -> None:
+        self._console = console
+        self._role = role
+        self._began = time.perf_counter()
+        self._first = 0
+
+    def started(self, engine: Engine) -> None:
+        self._began, self._first = time.perf_counter(), engine.epoch
+
+    def epoch_ended(self, engine: Engine, row: Row, improved: list[str]) -> None:
+        tenth = max(1, engine.settings.epochs // 10)
+        if engine.epoch % tenth and engine.epoch != engine.settings.epochs:
+            return
+        done = engine.epoch - self._first
+        left = (time.perf_counter() - self._began) / done * (engine.settings.epochs - engine.epoch)
+        self._console.print(
+            f"{self._role}: epoch {engine.epoch}/{engine.settings.epochs}  {figures(engine, row)}  left {left:.0f} s",
+            highlight=False,
+        )
+
+
+def figures(engine: Engine, row: Row) -> str:
+    """The epoch's loss and the latest validation accuracies, of the smoothed model where there is one."""
+    prefix = "smoothed_" if row["smoothed_val_ra"] is not None else ""
+    parts = [f"loss {row['train_loss']:.3f}"]
+    for name in ("sa", "ra"):
+        value = row[f"{prefix}val_{name}"]
+        if value is not None:
+            parts.append(f"val {name.upper()} {value:4.1f}%")
+    return "  ".join(parts)

@@ -1,0 +1,176 @@
+"""A recipe: one experiment, validated, to and from YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from at_smooth import registry
+from at_smooth.attacks import AttackSpec, Norm, Pixels, Threat
+from at_smooth.engine import Settings
+from at_smooth.exceptions import InputError, OptionError, PluginError, explain
+from at_smooth.interfaces import Dataset
+
+#: The choices that are plugins: field of the recipe, and kind of plugin.
+PLUGIN_FIELDS = {
+    "dataset": "datasets",
+    "model": "models",
+    "method": "methods",
+    "regularizer": "regularizers",
+    "smoother": "smoothers",
+}
+
+#: Fields that say where and how a run is carried out, not what comes out of it.
+CIRCUMSTANCES = ("data_dir", "device", "compile", "validate_every", "test_every")
+
+Options = dict[str, Any]
+
+
+class Recipe(Settings):
+    """One experiment. What is not said comes from the data set's own recipe, then from the paper's protocol.
+
+    Once made, every field and every option of every plugin has its value, so that ``recipe.yaml`` is the whole truth.
+
+    Raises:
+        PluginError: A plugin is unknown, ambiguous or broken.
+        OptionError: A field or an option is unknown, of the wrong type or out of bounds.
+    """
+
+    dataset: str = Field(default="digits", description="where the images come from")
+    data_dir: Path | None = Field(default=None, description="where the data set's files are")
+    dataset_options: Options = Field(default_factory=dict)
+    model: str = Field(description="the architecture")
+    model_options: Options = Field(default_factory=dict)
+    method: str = Field(default="at", description="which attack to train on, and how its loss is formed")
+    method_options: Options = Field(default_factory=dict)
+    attack: str = Field(default="pgd", description="the attack to train on")
+    attack_options: Options = Field(default_factory=dict)
+    norm: Norm = Field(default="Linf", description="how the size of a perturbation is measured")
+    eps: Pixels = Field(ge=0, description="radius of the threat, in [0, 1] pixel units, such as 8/255")
+    regularizer: str = Field(default="none", description="what smooths the logits")
+    regularizer_options: Options = Field(default_factory=dict)
+    smoother: str = Field(default="none", description="what smooths the weights")
+    smoother_options: Options = Field(default_factory=dict)
+    validation: float = Field(default=0.1, gt=0, lt=1, description="share of the training set held out")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="arithmetic of training")
+    compile: bool = Field(default=False, description="compile the model; pays for large networks")
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**_with_dataset_defaults(fields))
+        except ValidationError as error:
+            raise explain(error, "recipe") from None
+
+    @field_validator("data_dir")
+    @classmethod
+    def _absolute(cls, data_dir: Path | None) -> Path | None:
+        return data_dir.expanduser().absolute() if data_dir else None  # a recipe works from any folder
+
+    @field_validator("eps")
+    @classmethod
+    def _finite(cls, eps: float) -> float:
+        if not eps < float("inf"):
+            raise ValueError(f"{eps} is not a finite number")
+        return eps
+
+    @model_validator(mode="after")
+    def _resolve_options(self) -> Recipe:
+        for field, kind in PLUGIN_FIELDS.items():
+            plugin = registry.create(kind, getattr(self, field), getattr(self, f"{field}_options"))
+            self.__dict__[f"{field}_options"] = plugin.options()
+        self.__dict__["attack_options"] = self.attack_spec.options()
+        return self
+
+    @property
+    def threat(self) -> Threat:
+        """What the adversary may do."""
+        return Threat(self.norm, self.eps)
+
+    @property
+    def attack_spec(self) -> AttackSpec:
+        """The attack that the user wants."""
+        return AttackSpec.parse(self.attack, self.threat, self.attack_options)
+
+    def plugin(self, field: str) -> Any:
+        """The plugin that a field names, with its options."""
+        return registry.create(PLUGIN_FIELDS[field], getattr(self, field), getattr(self, f"{field}_options"))
+
+    def replacing(self, **changes: Any) -> Recipe:
+        """The same recipe with some fields changed."""
+        return Recipe(**{**self.model_dump(), **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field in plain types, what is trained before how."""
+        fields = self.model_dump(mode="json")
+        how = {name: fields.pop(name) for name in Settings.model_fields}
+        return {**fields, **how}
+
+    def to_yaml(self) -> str:
+        """The recipe as text, to read again with :meth:`from_yaml`."""
+        text: str = yaml.safe_dump(self.to_dict(), sort_keys=False)
+        return text
+
+    @classmethod
+    def from_yaml(cls, path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
+        """Read a recipe; it may leave fields out.
+
+        Args:
+            path: The file.
+            changes: Fields that override the file's.
+
+        Raises:
+            InputError: The file is missing or no recipe.
+        """
+        return cls(**merge(read_yaml(path), changes or {}))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The fields of a recipe file, not yet validated.
+
+    Raises:
+        InputError: The file is missing, unreadable or no mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the recipe {path}: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise InputError(f"{path} is no recipe: it should hold 'field: value' lines.")
+    return content
+
+
+def merge(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields with changes on top. A newly named plugin does not inherit the options of the one it replaces."""
+    merged = dict(fields)
+    for field, value in changes.items():
+        if field.endswith("_options") and isinstance(merged.get(field), dict):
+            merged[field] = {**merged[field], **value}
+        else:
+            if f"{field}_options" in merged and merged.get(field) != value:
+                del merged[f"{field}_options"]
+            merged[field] = value
+    return merged
+
+
+def _with_dataset_defaults(fields: dict[str, Any]) -> dict[str, Any]:
+    name = fields.get("dataset", Recipe.model_fields["dataset"].default)
+    if not isinstance(name, str):
+        raise OptionError(f"recipe: dataset: give the name of a data set, not {name!r}")
+    dataset = registry.load("datasets", name)
+    if not issubclass(dataset, Dataset):
+        raise PluginError(f"'{name}' is not a data set. See 'at-smooth plugins datasets'.")
+    defaults = dict(dataset.recipe)
+    defaults.setdefault("eps", dataset.radii.get(fields.get("norm", "Linf")))
+    if fields.get("norm", "Linf") not in dataset.radii:  # pydantic words the refusal of the norm
+        defaults.pop("eps")
+        fields = {"eps": 0, **fields}
+    if "lr_schedule" not in fields and "milestones" in fields:
+        defaults.pop("lr_schedule", None)
+    return merge(defaults, fields)

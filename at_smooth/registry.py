@@ -1,0 +1,115 @@
+"""Plugins by name: entry points, discovered lazily and imported only when asked for.
+
+Discovery reads package metadata and imports nothing. Two distributions that claim one name are an error that
+names both; a plugin that fails to import breaks only the run that asks for it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any
+
+from at_smooth.exceptions import PluginError
+
+if TYPE_CHECKING:
+    from at_smooth.interfaces import Plugin
+
+#: The kinds of plugin, each the entry-point group ``at_smooth.<kind>``.
+KINDS = ("methods", "regularizers", "smoothers", "evaluators", "datasets", "models", "analyses")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered plugin: where it comes from, before anything of it is imported."""
+
+    kind: str
+    name: str
+    target: str
+    distribution: str
+    version: str
+
+    def load(self) -> type[Plugin]:
+        """Import the plugin's class.
+
+        Raises:
+            PluginError: The import fails, or what is there is no plugin.
+        """
+        from at_smooth.interfaces import Plugin
+
+        singular = self.kind[:-1] if self.kind != "analyses" else "analysis"
+        try:
+            plugin = EntryPoint(self.name, self.target, f"at_smooth.{self.kind}").load()
+        except Exception as error:  # whatever a third party's module raises is its own failure, not ours
+            raise PluginError(
+                f"{singular} '{self.name}' of the distribution '{self.distribution}' {self.version} fails to import: "
+                f"{type(error).__name__}: {error}. Update or uninstall that distribution."
+            ) from error
+        if not (isinstance(plugin, type) and issubclass(plugin, Plugin)):
+            raise PluginError(
+                f"{singular} '{self.name}' of the distribution '{self.distribution}' is {plugin!r}, "
+                f"not a class derived from at_smooth.Plugin. Its entry point should name such a class."
+            )
+        return plugin
+
+
+def entries(kind: str) -> list[Entry]:
+    """All plugins of a kind, sorted by name; nothing is imported.
+
+    Raises:
+        PluginError: There is no such kind.
+    """
+    if kind not in KINDS:
+        raise PluginError(f"there is no plugin kind '{kind}'{_nearest(kind, KINDS)}. Kinds: {', '.join(KINDS)}.")
+    found = []
+    for point in entry_points(group=f"at_smooth.{kind}"):
+        name = point.dist.name if point.dist else "unknown"
+        version = point.dist.version if point.dist else "?"
+        found.append(Entry(kind, point.name, point.value, name, version))
+    return sorted(found, key=lambda entry: (entry.name, entry.distribution))
+
+
+def find(kind: str, name: str) -> Entry:
+    """The one plugin of that kind and name.
+
+    A name of the form ``package.module:Class`` reaches a class that no distribution registers.
+
+    Raises:
+        PluginError: No plugin, or more than one, has that name.
+    """
+    if ":" in name:
+        return Entry(kind, name, name, "an importable module", "")
+    everything = entries(kind)
+    matches = [entry for entry in everything if entry.name == name]
+    if not matches:
+        names = [entry.name for entry in everything]
+        raise PluginError(
+            f"there is no plugin '{name}' among the {kind}{_nearest(name, names)}. "
+            f"Installed: {', '.join(sorted(set(names))) or 'none'}. See 'at-smooth plugins {kind}'."
+        )
+    if len(matches) > 1:
+        owners = " and ".join(f"'{entry.distribution}' {entry.version}" for entry in matches)
+        raise PluginError(f"'{name}' among the {kind} is claimed by {owners}. Uninstall one of them.")
+    return matches[0]
+
+
+def load(kind: str, name: str) -> type[Plugin]:
+    """Import the plugin class of that kind and name; see :func:`find` and :meth:`Entry.load`."""
+    return find(kind, name).load()
+
+
+def create(kind: str, name: str, options: Mapping[str, Any] | None = None) -> Any:
+    """Make a plugin from its name and its options.
+
+    Raises:
+        PluginError: The plugin is unknown, ambiguous or broken.
+        OptionError: An option is unknown, of the wrong type or out of bounds.
+    """
+    return load(kind, name).build_from(options or {}, subject=f"{kind[:-1]} {name}")
+
+
+def _nearest(name: str, names: tuple[str, ...] | list[str]) -> str:
+    close = list(dict.fromkeys(difflib.get_close_matches(name, names, n=3, cutoff=0.5)))
+    return f" (did you mean {' or '.join(repr(other) for other in close)}?)" if close else ""

@@ -1,0 +1,98 @@
+"""Where and how the arithmetic runs: device, precision, compilation, and every source of randomness."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from at_smooth.exceptions import OptionError
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Device, precision and compilation of one run.
+
+    Attributes:
+        device: Where the model and the data live.
+        precision: ``"fp32"``, or ``"bf16"`` for autocast in training; evaluation is always float32.
+        compile: Whether training compiles the model (``torch.compile``); pays for large networks.
+    """
+
+    device: torch.device
+    precision: str = "fp32"
+    compile: bool = False
+
+    @classmethod
+    def choose(cls, device: str = "auto", precision: str = "fp32", compile: bool = False) -> Runtime:
+        """Resolve ``"auto"`` to the best device that is there.
+
+        Raises:
+            OptionError: The device does not exist or is not available.
+        """
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            chosen = torch.device(device)
+            torch.empty(0, device=chosen)
+        except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+            reason = str(error).splitlines()[0]
+            raise OptionError(f"device '{device}' cannot be used ({reason}). Try --device cpu.") from None
+        if chosen.type == "cpu":
+            # Near-zero losses make denormal numbers, which slow a CPU's arithmetic many times.
+            torch.set_flush_denormal(True)
+        return cls(chosen, precision, compile)
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """Move a model to the device, in the memory layout in which convolutions are fastest."""
+        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+    def layout(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) in the memory layout of :meth:`place`."""
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The region of one attack or of one loss. Never nest two: the weight cache would lose gradients."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def _entropy(seed: int, moment: int, purpose: str) -> int:
+    state = np.random.SeedSequence([seed, moment, zlib.crc32(purpose.encode())]).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))  # torch takes seeds below 2**63
+
+
+def generator(seed: int, moment: int, purpose: str) -> torch.Generator:
+    """A generator on the CPU whose stream follows from its arguments alone."""
+    return torch.Generator().manual_seed(_entropy(seed, moment, purpose))
+
+
+def seed_global(seed: int, moment: int, purpose: str) -> None:
+    """Seed torch's global generators, which torchattacks and dropout draw from.
+
+    Done before every step, so that what a step draws follows from (seed, step) and a resumed run draws the same.
+    """
+    torch.manual_seed(_entropy(seed, moment, purpose))
+
+
+@contextmanager
+def fenced_randomness(seed: int, purpose: str) -> Iterator[None]:
+    """Run a block on a stream of its own and leave torch's global generators as they were."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        seed_global(seed, 0, purpose)
+        yield
+
+
+def describe(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({torch.get_num_threads()} threads of {os.cpu_count()} cores)"

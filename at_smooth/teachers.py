@@ -1,0 +1,207 @@
+"""Self-teachers: copies of the student's architecture, found, trained or reused."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from at_smooth import checkpoint, registry
+from at_smooth._version import __version__
+from at_smooth.exceptions import CheckpointError
+from at_smooth.network import network_from
+from at_smooth.recipe import CIRCUMSTANCES, PLUGIN_FIELDS, Recipe
+from at_smooth.run import Run
+from at_smooth.runtime import Runtime
+
+if TYPE_CHECKING:
+    from at_smooth.engine import Engine
+
+#: What the cache keeps of a teacher's run.
+_KEPT = ("recipe.yaml", "environment.json", "metrics.csv", "summary.json", "curves.png", "checkpoints/best.pt")
+
+
+def frozen(model: nn.Module) -> nn.Module:
+    """The model in eval mode, none of its parameters learning."""
+    return model.requires_grad_(False).eval()
+
+
+class TrainedOnTheSpot:
+    """Teachers of a bare engine: its model's initial copy, trained on its data by another method, kept nowhere.
+
+    Args:
+        engine: The student's, before it trains.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def get(self, method: str, path: Path | None = None) -> nn.Module:
+        """A teacher; with ``path``, a checkpoint whose weights fit the engine's model.
+
+        Raises:
+            CheckpointError: The checkpoint does not fit.
+        """
+        from at_smooth.engine import Engine
+
+        student = self._engine
+        model = copy.deepcopy(student.model)
+        if path is not None:
+            weights = checkpoint.load(_checkpoint_at(path))["model"]
+        else:
+            teacher = Engine(
+                model,
+                student.data,
+                method=registry.create("methods", method),
+                attack=student.wanted_attack,
+                settings=student.settings.model_copy(update={"test_every": 0}),
+                runtime=student.runtime,
+            )
+            teacher.fit()
+            weights = teacher.best["raw"].weights
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise CheckpointError(f"the teacher {path} does not fit the student: {error}") from None
+        return frozen(student.runtime.place(model))
+
+
+class SelfTeachers:
+    """Teachers of a run: kept in the run's ``teachers/``, found in the user's cache, or trained and cached.
+
+    Each is a run of its own with the student's recipe, another method and no smoothing; its best epoch by validation
+    (SA for the standard one, RA for a robust one) teaches.
+
+    Args:
+        recipe: The student's.
+        run: The student's run, which gets a copy (a hard link where the file system has them).
+        fingerprint: The student's data.
+        runtime: Where the teachers run.
+        train: Trains a recipe into a directory, or continues there.
+    """
+
+    def __init__(
+        self, recipe: Recipe, run: Run, fingerprint: str, runtime: Runtime, train: Callable[[Recipe, Path, str], None]
+    ) -> None:
+        self._recipe = recipe
+        self._folder = run.path / "teachers"
+        self._fingerprint = fingerprint
+        self._runtime = runtime
+        self._train = train
+
+    def get(self, method: str, path: Path | None = None) -> nn.Module:
+        """A teacher, frozen, in eval mode.
+
+        Raises:
+            CheckpointError: The checkpoint at ``path`` is unreadable, or from another architecture, data set or split.
+        """
+        own = self._folder / method / "checkpoints" / "best.pt"
+        if path is not None:
+            source = _checkpoint_at(path)
+            self._refuse_stranger(checkpoint.load(source), source)
+            _link(source, own)
+        elif not (self._folder / method / "summary.json").is_file():
+            self._find_or_train(method)
+        content = checkpoint.load(own)
+        self._refuse_stranger(content, own)
+        recipe = Recipe(**content["recipe"])
+        return frozen(self._runtime.place(network_from(content, recipe, content["model"], own)))
+
+    def _find_or_train(self, method: str) -> None:
+        own = self._folder / method
+        recipe = teacher_recipe(self._recipe, method)
+        cached = cache_directory() / "teachers" / teacher_key(recipe, self._fingerprint)
+        begun = (own / "recipe.yaml").is_file()
+        if not begun and (cached / "summary.json").is_file():
+            _copy_run(cached, own)
+            return
+        self._train(recipe, own, method)
+        _publish(own, cached)
+
+    def _refuse_stranger(self, content: dict[str, Any], source: Path) -> None:
+        recipe, ours = content.get("recipe", {}), self._recipe.to_dict()
+        reasons = [
+            f"its {field.replace('_', ' ')} is {recipe.get(field)}, the student's is {ours[field]}"
+            for field in ("model", "model_options")
+            if recipe.get(field) != ours[field]
+        ]
+        if content.get("fingerprint") != self._fingerprint:
+            reasons.append(
+                f"it was trained on other data or another split (data set {recipe.get('dataset')}, "
+                f"seed {recipe.get('seed')}; the student's: {ours['dataset']}, seed {ours['seed']})"
+            )
+        if "model" not in content:
+            reasons.append("it holds no weights to teach with; give a run, or its checkpoints/best.pt")
+        if reasons:
+            raise CheckpointError(f"the teacher {source} does not fit the student: {'; '.join(reasons)}.")
+
+
+def teacher_recipe(recipe: Recipe, method: str) -> Recipe:
+    """The student's recipe with another method, no smoothing and no look at the test set."""
+    neutral = {field: Recipe.model_fields[field].default for field in ("regularizer", "smoother")}
+    changes = {"method": method, "method_options": {}, "regularizer_options": {}, "smoother_options": {}}
+    return recipe.replacing(**neutral, **changes, test_every=0)
+
+
+def teacher_key(recipe: Recipe, fingerprint: str) -> str:
+    """A name made of everything that shapes a teacher: its recipe, the data and split, the plugins' versions."""
+    shaping = {field: value for field, value in recipe.to_dict().items() if field not in CIRCUMSTANCES}
+    plugins = [registry.find(kind, getattr(recipe, field)) for field, kind in PLUGIN_FIELDS.items()]
+    versions = [[entry.name, entry.distribution, entry.version] for entry in plugins]
+    everything = json.dumps([shaping, fingerprint, versions, __version__], sort_keys=True)
+    digest = hashlib.sha256(everything.encode()).hexdigest()[:16]
+    return f"{recipe.dataset}-{recipe.model}-{recipe.method}-{digest}".replace(":", "_").replace("/", "_")
+
+
+def cache_directory() -> Path:
+    """Where teachers are kept between runs: ``AT_SMOOTH_CACHE``, or the user's cache directory."""
+    own = os.environ.get("AT_SMOOTH_CACHE")
+    if own:
+        return Path(own).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+    return (Path(shared) if shared else Path.home() / ".cache") / "at-smooth"
+
+
+def _checkpoint_at(path: Path) -> Path:
+    path = path.expanduser()
+    return path / "checkpoints" / "best.pt" if path.is_dir() else path
+
+
+def _publish(own: Path, cached: Path) -> None:
+    """Put a finished teacher into the cache whole, or leave the one that another run put there meanwhile."""
+    aside = cached.with_name(f".{cached.name}.{os.getpid()}.part")
+    try:
+        _copy_run(own, aside)
+        os.rename(aside, cached)
+    except OSError:
+        pass  # someone was quicker, or the cache cannot be written; this run has its own copy
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _copy_run(source: Path, target: Path) -> None:
+    for name in _KEPT:  # the summary says that a run is finished, so the weights must be there before it
+        if name != "summary.json" and (source / name).is_file():
+            _link(source / name, target / name)
+    _link(source / "summary.json", target / "summary.json")
+
+
+def _link(source: Path, target: Path) -> None:
+    """A hard link, or a copy where the file system has none; files of runs are replaced, never changed in place."""
+    if target.exists() and target.samefile(source):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    aside.unlink(missing_ok=True)
+    try:
+        os.link(source, aside)
+    except OSError:
+        shutil.copy2(source, aside)
+    os.replace(aside, target)

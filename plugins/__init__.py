@@ -1,0 +1,1 @@
+"""The plugins that ship with at-smooth, registered by entry point like anyone else's."""

@@ -1,0 +1,1 @@
+"""The smoothers that ship with at-smooth."""

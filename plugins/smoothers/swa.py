@@ -1,0 +1,73 @@
+"""Learned smoothing of the weights (the paper's section 2.2, Eq. 2, and A1.6)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import Field, PrivateAttr
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_swa_multi_avg_fn
+
+from at_smooth import Schedule, WeightSmoother
+
+
+class NoSmoothing(WeightSmoother):
+    """The weights as training leaves them."""
+
+
+class SWA(WeightSmoother):
+    """Stochastic weight averaging, W_SWA = (W_SWA n + W_T) / (n + 1): Eq. 2, once an epoch."""
+
+    start: int | None = Field(
+        default=None,
+        ge=0,
+        description="epochs to train before the average begins; default: until just after the first drop of the "
+        "learning rate, or half the training where it never drops at once",
+    )
+    every: int = Field(default=1, ge=1, description="epochs from one averaged model to the next")
+
+    _average: AveragedModel = PrivateAttr()
+    _start: int = PrivateAttr()
+
+    def attach(self, model: nn.Module, schedule: Schedule) -> None:
+        """Make the averaged copy."""
+        default = schedule.epochs // 2 if schedule.first_decay is None else schedule.first_decay
+        self._start = default if self.start is None else self.start
+        self._average = AveragedModel(model, multi_avg_fn=get_swa_multi_avg_fn())
+        self._average.requires_grad_(False).eval()
+
+    def after_epoch(self, model: nn.Module, epoch: int) -> bool:
+        """Take the epoch's weights into the average."""
+        if epoch < self._start or (epoch - self._start) % self.every:
+            return False
+        self._average.update_parameters(model)
+        return True
+
+    def smoothed(self) -> nn.Module | None:
+        """The average, once it has begun."""
+        return self._average.module if self._average.n_averaged else None
+
+    def state(self) -> dict[str, Any]:
+        """The average and how many models are in it."""
+        return dict(self._average.state_dict())
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue the average."""
+        self._average.load_state_dict(state)
+
+
+class ISWA(SWA):
+    """iSWA (A1.6): as SWA, but each epoch starts from the average, W_T = W_SWA(T-1) + dW."""
+
+    def before_epoch(self, model: nn.Module, epoch: int) -> None:
+        """Start from the average."""
+        average = self.smoothed()
+        if average is not None:
+            with torch.no_grad():
+                for own, averaged in zip(_tensors(model), _tensors(average), strict=True):
+                    own.copy_(averaged)
+
+
+def _tensors(model: nn.Module) -> list[torch.Tensor]:
+    return [*model.parameters(), *model.buffers()]
