@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from at_smooth._version import __version__
 
 if TYPE_CHECKING:
-    from at_smooth.attacks import Adversary, AttackSpec, Threat
+    from at_smooth.attacks import FGSM, PGD, Adversary, AttackSpec, Threat
     from at_smooth.data import Augmentation, Data, Part
     from at_smooth.engine import Engine, Observer, Settings
     from at_smooth.exceptions import (
@@ -45,9 +45,10 @@ if TYPE_CHECKING:
     from at_smooth.registry import create
     from at_smooth.run import Run
     from at_smooth.runtime import Runtime
+    from at_smooth.teachers import cache_directory
 
 _HOME = {
-    "attacks": ("Adversary", "AttackSpec", "Threat"),
+    "attacks": ("FGSM", "PGD", "Adversary", "AttackSpec", "Threat"),
     "data": ("Augmentation", "Data", "Part"),
     "engine": ("Engine", "Observer", "Settings"),
     "exceptions": (
@@ -80,10 +81,13 @@ _HOME = {
     "registry": ("create",),
     "run": ("Run",),
     "runtime": ("Runtime",),
+    "teachers": ("cache_directory",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
+    "FGSM",
+    "PGD",
     "Adversary",
     "Architecture",
     "AtSmoothError",
@@ -118,6 +122,7 @@ __all__ = [
     "Threat",
     "WeightSmoother",
     "__version__",
+    "cache_directory",
     "create",
     "load_data",
     "load_model",

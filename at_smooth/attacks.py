@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 from torch import Tensor, nn
 
-from at_smooth.exceptions import OptionError, explain
+from at_smooth.exceptions import OptionError, explain, nearest
 
 Norm = Literal["Linf", "L2"]
 
@@ -59,54 +61,175 @@ class Threat:
         return f"{self.norm}, eps {format_pixels(self.eps)}"
 
 
-#: Step size over eps where none is given: the paper's 2/255 for 8/255, and 15/255 for 128/255 (A2.2).
-_STEP_OVER_EPS: dict[str, float] = {"Linf": 1 / 4, "L2": 15 / 128}
+#: What an attack makes large: the cross-entropy, or the divergence from the clean prediction.
+Objective = Literal["ce", "kl"]
 
 
 class AttackSpec(BaseModel):
-    """One attack, not yet bound to a model. The fields after ``threat`` are the options ``-A``."""
+    """One attack, not yet bound to a model. Its fields but for threat and objective are the options ``-A``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Literal["pgd"] = "pgd"
+    name: ClassVar[str] = ""
+
     threat: Threat = Field(exclude=True)
-    steps: int = Field(default=10, ge=0, description="gradient steps")
-    step_size: OptionalPixels = Field(
-        default=None, ge=0, description="length of a step; default eps/4 in Linf, eps*15/128 in L2 (the paper's)"
-    )
-    random_start: bool = Field(default=True, description="start at a random point of the ball")
+    objective: Objective = Field(default="ce", exclude=True)
     mode: Literal["train", "eval"] = Field(
         default="train",
         description="the model's mode while it is attacked in training; in 'train', as in the paper's published "
         "code, BatchNorm uses the batch's statistics and its running ones move",
     )
 
-    @classmethod
-    def parse(cls, name: str, threat: Threat, options: dict[str, Any]) -> AttackSpec:
+    @staticmethod
+    def parse(name: str, threat: Threat, options: Mapping[str, Any]) -> AttackSpec:
         """Validate a name and its options.
 
-        Raises:
-            OptionError: The attack or an option is unknown, or an option is out of bounds.
-        """
-        if name != "pgd":
-            raise OptionError(f"there is no attack '{name}'. Attacks: pgd.")
-        try:
-            spec = cls(name="pgd", threat=threat, **options)
-        except (ValidationError, TypeError) as error:
-            if isinstance(error, TypeError):  # an option called 'name' or 'threat'
-                raise OptionError(f"attack {name}: {error}") from None
-            raise explain(error, f"attack {name}") from None
-        if spec.step_size is None:
-            spec = spec.model_copy(update={"step_size": threat.eps * _STEP_OVER_EPS[threat.norm]})
-        return spec
+        Args:
+            name: ``pgd``, ``fgsm``, or ``torchattacks:CLASS`` for any attack of that library.
+            threat: What the adversary may do.
+            options: Values by name, as text or typed.
 
-    def for_evaluation(self, steps: int) -> AttackSpec:
-        """The attack of the protocol's tests: as many steps as given, from a random start, in eval mode."""
-        return self.model_copy(update={"steps": steps, "random_start": True, "mode": "eval"})
+        Raises:
+            OptionError: The attack or an option is unknown, an option is out of bounds, or the attack is of another
+                norm than the threat.
+        """
+        if name.startswith("torchattacks:"):
+            return LibraryAttack.named(name.partition(":")[2], threat, options)
+        if name not in _OWN:
+            known = ", ".join([*_OWN, "torchattacks:CLASS"])
+            raise OptionError(f"there is no attack '{name}'{nearest(name, list(_OWN))}. Attacks: {known}.")
+        return _validated(_OWN[name], name, threat, options)
 
     def options(self) -> dict[str, Any]:
         """The options ``-A`` with their values, in plain types."""
-        return self.model_dump(mode="json", exclude={"name", "threat"})
+        return self.model_dump(mode="json")
+
+    def maximising(self, objective: Objective) -> AttackSpec:
+        """The same attack on another objective.
+
+        Raises:
+            OptionError: The attack has its own objective.
+        """
+        return self.model_copy(update={"objective": objective})
+
+    def build(self, model: nn.Module) -> Any:
+        """The torchattacks object, bound to a model on its device."""
+        raise NotImplementedError  # an abstract method
+
+
+class PGD(AttackSpec):
+    """Projected gradient descent (Madry et al., ICLR 2018), Eq. 6; Eq. 7 where the objective is the divergence."""
+
+    name: ClassVar[str] = "pgd"
+    _STEP_OVER_EPS: ClassVar[Mapping[str, float]] = {"Linf": 1 / 4, "L2": 15 / 128}  # 2/255 of 8/255, 15/255 of 128/255
+
+    steps: int = Field(default=10, ge=0, description="gradient steps")
+    step_size: OptionalPixels = Field(
+        default=None, ge=0, description="length of a step; default eps/4 in Linf, eps*15/128 in L2 (A2.2)"
+    )
+    random_start: bool = Field(default=True, description="start at a random point of the ball")
+
+    @model_validator(mode="after")
+    def _usual_step(self) -> PGD:
+        if self.step_size is None:
+            self.__dict__["step_size"] = self.threat.eps * self._STEP_OVER_EPS[self.threat.norm]
+        return self
+
+    def build(self, model: nn.Module) -> Any:
+        """``torchattacks.PGD`` or ``PGDL2``; for the divergence ``TPGD``, or our own where the library has none."""
+        import torchattacks
+
+        eps, step = self.threat.eps, self.step_size
+        if self.objective == "kl":
+            from at_smooth.tpgd_l2 import TPGDL2
+
+            return {"Linf": torchattacks.TPGD, "L2": TPGDL2}[self.threat.norm](model, eps, step, self.steps)
+        attack = {"Linf": torchattacks.PGD, "L2": torchattacks.PGDL2}[self.threat.norm]
+        return attack(model, eps, step, self.steps, self.random_start)
+
+
+class FGSM(PGD):
+    """One step of PGD from a random start, as fast adversarial training has it (Wong et al., ICLR 2020)."""
+
+    name: ClassVar[str] = "fgsm"
+    _STEP_OVER_EPS: ClassVar[Mapping[str, float]] = {"Linf": 7 / 8, "L2": 15 / 128}  # 7/255 of 8/255, 15/255 of 128/255
+
+    steps: int = Field(default=1, ge=1, le=1, description="one, or it would be PGD")
+    step_size: OptionalPixels = Field(
+        default=None, ge=0, description="length of the step; default eps*7/8 in Linf, eps*15/128 in L2 (A2.2)"
+    )
+
+
+class LibraryAttack(AttackSpec):
+    """Any attack of torchattacks, by the name of its class; its options are the class's own."""
+
+    model_config = ConfigDict(extra="allow")
+
+    attack: str = Field(exclude=True)
+
+    @classmethod
+    def named(cls, attack: str, threat: Threat, options: Mapping[str, Any]) -> LibraryAttack:
+        """Check the class's name, its norm and the options' names."""
+        import torchattacks
+
+        classes = {
+            name: value
+            for name, value in vars(torchattacks).items()
+            if isinstance(value, type) and issubclass(value, torchattacks.attack.Attack)
+        }
+        if attack not in classes:
+            raise OptionError(
+                f"torchattacks has no attack '{attack}'{nearest(attack, list(classes))}. Attacks: {', '.join(classes)}."
+            )
+        accepted = inspect.signature(classes[attack]).parameters
+        measured = re.search(r"Distance Measure : (.*)", classes[attack].__doc__ or "")
+        if "norm" not in accepted and measured and threat.norm not in measured.group(1):
+            raise OptionError(
+                f"attack torchattacks:{attack} measures {measured.group(1).strip()}, the threat is {threat}. "
+                f"Choose another --attack or --norm."
+            )
+        own = [name for name in accepted if name not in ("model", "norm", "eps")]
+        unknown = [name for name in options if name not in own and name != "mode"]
+        if unknown:
+            raise OptionError(
+                f"attack torchattacks:{attack} has no option {', '.join(unknown)}. "
+                f"Options: {', '.join(['mode', *own])}."
+            )
+        usual = {"alpha": threat.eps / 4} if "alpha" in own else {}
+        return _validated(cls, f"torchattacks:{attack}", threat, {**usual, **options}, attack=attack)
+
+    def maximising(self, objective: Objective) -> AttackSpec:
+        """Only the objective that the class has."""
+        if objective != "ce":
+            raise OptionError(f"torchattacks:{self.attack} has its own objective; this method needs --attack pgd.")
+        return self
+
+    def build(self, model: nn.Module) -> Any:
+        """The object; options that the constructor cannot use end in an :class:`OptionError`."""
+        import torchattacks
+
+        attack = getattr(torchattacks, self.attack)
+        accepted = inspect.signature(attack).parameters
+        given = {"eps": self.threat.eps, "norm": self.threat.norm}
+        own = {name: value for name, value in given.items() if name in accepted}
+        try:
+            return attack(model, **own, **(self.model_extra or {}))
+        except (TypeError, ValueError) as error:
+            raise OptionError(f"attack torchattacks:{self.attack}: {error}") from None
+
+
+_OWN: dict[str, type[PGD]] = {"pgd": PGD, "fgsm": FGSM}
+_S = TypeVar("_S", bound=AttackSpec)
+
+
+def _validated(cls: type[_S], name: str, threat: Threat, options: Mapping[str, Any], **more: Any) -> _S:
+    reserved = {"threat", "objective", "attack"} & set(options)
+    if reserved:
+        raise OptionError(f"attack {name} has no option {', '.join(sorted(reserved))}.")
+    try:
+        return cls(threat=threat, **options, **more)
+    except ValidationError as error:
+        raise explain(error, f"attack {name}") from None
 
 
 class Adversary:
@@ -122,7 +245,7 @@ class Adversary:
     def __init__(self, model: nn.Module, spec: AttackSpec) -> None:
         self.spec = spec
         self._model = model
-        self._attack = _torchattack(_Shield(model), spec)
+        self._attack = spec.build(_Shield(model))
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """Perturb images.
@@ -137,30 +260,28 @@ class Adversary:
         if self.spec.threat.eps == 0:  # the L2 projection would divide nothing by nothing
             return images.clone()
         with _attackable(self._model, self.spec.mode):
-            perturbed: Tensor = self._attack(images, labels)
+            perturbed: Tensor = self._attack(images.contiguous(), labels)
         return perturbed
 
 
 class _Shield(nn.Module):
-    """What torchattacks sees of the model: it may run it, and cannot switch its modes."""
+    """What torchattacks sees of the model: it may run it, and cannot switch its modes.
+
+    Gradients reach it contiguous, since its L2 attacks use ``view``, which channels_last models would break.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
+        if images.requires_grad:
+            images.register_hook(torch.Tensor.contiguous)  # type: ignore[no-untyped-call]
         logits: Tensor = self.model(images)
         return logits.float()  # under autocast the attack's loss stays in full precision
 
     def train(self, mode: bool = True) -> _Shield:
         return self
-
-
-def _torchattack(model: nn.Module, spec: AttackSpec) -> Any:
-    import torchattacks
-
-    attack = {"Linf": torchattacks.PGD, "L2": torchattacks.PGDL2}[spec.threat.norm]
-    return attack(model, spec.threat.eps, spec.step_size, spec.steps, spec.random_start)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,6 +102,7 @@ def train(out: Path | None, resume: bool, dry_run: bool, **given: Any) -> None:
     from at_smooth.progress import Terminal
     from at_smooth.recipe import Recipe
     from at_smooth.report import rich_table, summary_rows
+    from at_smooth.run import refuse_taken
 
     recipe_file = given["recipe_file"]
     if resume and out is not None:
@@ -116,6 +116,8 @@ def train(out: Path | None, resume: bool, dry_run: bool, **given: Any) -> None:
 
     console = Console()
     path = out or experiment.free_path(recipe)
+    if not resume:
+        refuse_taken(path)
     console.print(_headline(recipe), highlight=False, soft_wrap=True)
     console.print(f"run directory: {path}", highlight=False, soft_wrap=True)
     with _interruptible(f"stopped; continue with: at-smooth train --out {path} --resume"):
@@ -212,11 +214,15 @@ def _headline(recipe: Any) -> str:
 
 
 def _print_plan(recipe: Any) -> None:
+    import torch
+
     from at_smooth.experiment import prepare_data
     from at_smooth.network import build_network
     from at_smooth.runtime import Runtime, describe
 
     runtime = Runtime.choose(recipe.device, recipe.precision, recipe.compile)
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
     data = prepare_data(recipe)
     network = build_network(recipe, data.shape, data.num_classes, data.pixel_statistics())
     parameters = sum(parameter.numel() for parameter in network.parameters())
@@ -277,4 +283,4 @@ def _interruptible(advice: str) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -89,7 +89,7 @@ class Part(NamedTuple):
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """All examples in their order, as float images."""
-        for indices in torch.arange(self.n, device=self.labels.device).split(batch_size):
+        for indices in torch.split(torch.arange(self.n, device=self.labels.device), batch_size):
             yield Batch(as_float(self.images[indices]), self.labels[indices], indices)
 
 
@@ -158,8 +158,7 @@ class Data:
 
     def to(self, device: torch.device) -> Data:
         """The same on another device."""
-        parts = (part.to(device) for part in (self.train, self.val, self.test))
-        return Data(*parts, self.num_classes, self.augmentation, self.seed)
+        return replace(self, train=self.train.to(device), val=self.val.to(device), test=self.test.to(device))
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """How many batches :meth:`train_batches` gives."""
@@ -255,7 +254,7 @@ def _stratified(labels: np.ndarray, share: float, seed: int) -> tuple[Tensor, Te
 
 
 def _batches_of(order: Tensor, batch_size: int) -> list[Tensor]:
-    batches = list(order.split(batch_size))
+    batches = list(torch.split(order, batch_size))
     if len(batches) > 1 and len(batches[-1]) == 1:
         last = batches.pop()
         batches[-1] = torch.cat([batches[-1], last])

@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
-from at_smooth.attacks import Adversary, AttackSpec
+from at_smooth.attacks import PGD, Adversary, AttackSpec
 from at_smooth.batchnorm import refresh_batchnorm
 from at_smooth.data import Data, Part
 from at_smooth.exceptions import DivergedError
@@ -23,10 +23,12 @@ from at_smooth.runtime import Runtime, fenced_randomness, seed_global
 Row = dict[str, float | int | None]
 
 #: The columns of a row, in their order.
-COLUMNS = (
-    "epoch,lr,train_loss,train_acc,val_sa,val_ra,test_sa,test_ra,"
-    "smoothed_val_sa,smoothed_val_ra,smoothed_test_sa,smoothed_test_ra,seconds"
-).split(",")
+COLUMNS = [
+    *("epoch", "lr", "train_loss", "train_acc"),
+    *("val_sa", "val_ra", "test_sa", "test_ra"),
+    *("smoothed_val_sa", "smoothed_val_ra", "smoothed_test_sa", "smoothed_test_ra"),
+    "seconds",
+]
 
 _EVALUATION_BATCH = 512
 _LAST = 5  # the paper's Table A7 reports the mean of the last five epochs
@@ -65,7 +67,7 @@ class Settings(BaseModel):
         """After how many epochs the learning rate drops; empty for a schedule without drops."""
         if self.lr_schedule != "multistep":
             return []
-        return [round(m * self.epochs) if m < 1 else round(m) for m in self.milestones]
+        return [max(1, round(m * self.epochs if m < 1 else m)) for m in self.milestones]
 
 
 @dataclass
@@ -165,11 +167,12 @@ class Engine:
         self.step = 0
         self.last_loss = float("nan")
         self.history: list[Row] = []
+        self._remembered: dict[str, Any] = {}
         self.best = {"raw": Best(), "smoothed": Best()}
 
         spec = method.attack(attack)
         self._adversary = Adversary(self.model, spec) if spec else None
-        self._evaluation = attack.for_evaluation(self.settings.eval_steps)
+        self._evaluation = PGD(threat=attack.threat, steps=self.settings.eval_steps, mode="eval")
         self._loss = TrainingLoss(self.model, method, self.regularizer, data.num_classes)
         self._optimizer = torch.optim.SGD(
             [parameter for parameter in self.model.parameters() if parameter.requires_grad],
@@ -192,6 +195,8 @@ class Engine:
             DivergedError: The loss is not finite.
         """
         self.regularizer.setup(self.teachers)
+        if self._remembered:
+            self.regularizer.restore(self._remembered)
         if self.runtime.compile:
             self.model.compile()
         self._tell("started", observers)
@@ -241,10 +246,9 @@ class Engine:
             model.eval()
             with fenced_randomness(self.settings.seed, "evaluation"):
                 for batch in part.batches(_EVALUATION_BATCH):
-                    clean = self.runtime.layout(batch.clean)
-                    perturbed = adversary(clean, batch.labels)
+                    perturbed = adversary(batch.clean, batch.labels)
                     with torch.no_grad():
-                        standard += int((model(clean).argmax(1) == batch.labels).sum())
+                        standard += int((model(batch.clean).argmax(1) == batch.labels).sum())
                         robust += int((model(perturbed).argmax(1) == batch.labels).sum())
         finally:
             for module, training in modes.items():
@@ -270,6 +274,7 @@ class Engine:
             "model": self.model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "lr": self._lr.state_dict(),
+            "regularizer": self.regularizer.state(),
             "smoother": self.smoother.state(),
             "history": self.history,
             "best": {name: {"score": best.score, "row": best.row} for name, best in self.best.items()},
@@ -287,13 +292,14 @@ class Engine:
         self._optimizer.load_state_dict(state["optimizer"])
         self._lr.load_state_dict(state["lr"])
         self.smoother.restore(state["smoother"])
+        self._remembered = state["regularizer"]  # for after its setup
         for name, best in state["best"].items():
             self.best[name] = Best(best["score"], best["row"], best_weights.get(name, {}))
 
     def _train_batches(self, epoch: int) -> Iterator[Batch]:
         for batch in self.data.train_batches(epoch, self.settings.batch_size):
             seed_global(self.settings.seed, self.step, "step")
-            yield Batch(self.runtime.layout(batch.clean), batch.labels, batch.indices)
+            yield batch
 
     def _attack(self, batch: Batch) -> Tensor:
         if self._adversary is None:
@@ -314,7 +320,7 @@ class Engine:
                 f"A lower --lr usually mends this."
             )
         self._optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         self._optimizer.step()
         self.step += 1
         return loss.detach(), logits.detach()
@@ -324,7 +330,7 @@ class Engine:
         if smoothed is not None:
             batches = self.data.train_batches(epoch, self.settings.batch_size, "batchnorm")
             with fenced_randomness(self.settings.seed, "batchnorm"):  # dropout must not shift the training's stream
-                refresh_batchnorm(smoothed, (self.runtime.layout(batch.clean) for batch in batches))
+                refresh_batchnorm(smoothed, (batch.clean for batch in batches))
 
     def _measure(self, figures: Row) -> Row:
         row: Row = dict.fromkeys(COLUMNS)
@@ -345,7 +351,8 @@ class Engine:
         score = row[self.selects_by if weights == "raw" else f"smoothed_{self.selects_by}"]
         if model is None or score is None or score <= self.best[weights].score:
             return False
-        self.best[weights] = Best(score, row, {name: t.detach().cpu().clone() for name, t in model.state_dict().items()})
+        kept = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+        self.best[weights] = Best(score, row, kept)
         return True
 
     def _tell(self, event: str, observers: tuple[Observer, ...], *news: object) -> None:

@@ -5,7 +5,9 @@ A message says what is wrong and what to do next. Only ``cli.py`` turns them int
 
 from __future__ import annotations
 
+import difflib
 import signal
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -85,3 +87,9 @@ def explain(error: ValidationError, subject: str) -> OptionError:
         else:
             lines.append(f"{field}: {problem['msg'][0].lower()}{problem['msg'][1:]} (got {problem['input']!r})")
     return OptionError(f"{subject}: " + "; ".join(lines))
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """What a mistyped name may have meant, as words for a message; empty where nothing is near."""
+    close = list(dict.fromkeys(difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)))
+    return f" (did you mean {' or '.join(repr(other) for other in close)}?)" if close else ""

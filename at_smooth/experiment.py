@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,13 +12,13 @@ from torch import nn
 from at_smooth import checkpoint
 from at_smooth.data import Augmentation, Data
 from at_smooth.engine import Engine
-from at_smooth.exceptions import CheckpointError, RunError
+from at_smooth.exceptions import CheckpointError, InputError, RunError
 from at_smooth.interfaces import Dataset
 from at_smooth.network import build_network, network_from
 from at_smooth.progress import Progress, Silent
-from at_smooth.recipe import Recipe
+from at_smooth.recipe import HARMLESS, Recipe
 from at_smooth.run import Recorder, Run, best_weights
-from at_smooth.runtime import Runtime
+from at_smooth.runtime import Runtime, limited_threads
 from at_smooth.teachers import SelfTeachers
 
 Weights = Literal["reported", "raw", "smoothed"]
@@ -43,7 +44,8 @@ def train(
         DivergedError: The loss is not finite; the last good checkpoint stands.
     """
     path = Path(out) if out is not None else free_path(recipe)
-    return _train(recipe, path, resume, progress or Silent(), role="student")
+    with limited_threads(recipe.threads):
+        return _train(recipe, path, resume, progress or Silent(), role="student")
 
 
 def _train(recipe: Recipe, path: Path, resume: bool, progress: Progress, role: str) -> Run:
@@ -68,12 +70,17 @@ def _train(recipe: Recipe, path: Path, resume: bool, progress: Progress, role: s
         smoother=recipe.plugin("smoother"),
         settings=recipe,
         runtime=runtime,
-        teachers=SelfTeachers(recipe, run, fingerprint, runtime, train_teacher),
+        teachers=SelfTeachers(recipe, run, fingerprint, runtime, train_teacher, progress.note),
     )
     if last:
         engine.restore(last, best_weights(run))
-    with progress.phase(role, recipe, run.path) as observer:
-        engine.fit(Recorder(run, recipe, fingerprint), observer)
+    try:
+        with progress.phase(role, recipe, run.path) as observer:
+            engine.fit(Recorder(run, recipe, fingerprint), observer)
+    except InputError:  # a teacher that does not fit, say: leave no run behind that nothing was trained in
+        if not resume and not any(path.rglob("*.pt")):
+            shutil.rmtree(path)
+        raise
     return run
 
 
@@ -105,7 +112,11 @@ def free_path(recipe: Recipe) -> Path:
 def _last_state(path: Path, recipe: Recipe, fingerprint: str) -> dict[str, Any] | None:
     run = Run(path)
     before, now = run.recipe.to_dict(), recipe.to_dict()
-    changed = [f"{field} was {before[field]}, is now {now[field]}" for field in now if before[field] != now[field]]
+    changed = [
+        f"{field} was {before[field]}, is now {now[field]}"
+        for field in now
+        if before[field] != now[field] and field not in HARMLESS
+    ]
     if changed:
         raise RunError(f"{path} was begun with another recipe ({'; '.join(changed)}). Start a new run with --out.")
     if not run.checkpoint("last").is_file():

@@ -158,6 +158,13 @@ class Regularizer(Plugin):
         """The weighted terms whose sum is the training loss."""
         return {"method": step.loss}
 
+    def state(self) -> dict[str, Any]:
+        """What it remembers of the training, as tensors and plain values; teachers do not belong here."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up a state that :meth:`state` gave; called after :meth:`setup`."""
+
 
 class WeightSmoother(Plugin):
     """Smooths the weights. As it stands it smooths nothing.

@@ -23,9 +23,16 @@ class Progress(Protocol):
         """One training begins: of the student, or of a teacher."""
         ...  # pragma: no cover
 
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+        ...  # pragma: no cover
+
 
 class Silent:
     """Tells nobody."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
 
     @contextmanager
     def phase(self, role: str, recipe: Recipe, path: Path) -> Iterator[Observer]:
@@ -43,6 +50,10 @@ class Terminal:
     def __init__(self, console: Console) -> None:
         self._console = console
 
+    def note(self, text: str) -> None:
+        """Print a line."""
+        self._console.print(text, highlight=False, soft_wrap=True)
+
     @contextmanager
     def phase(self, role: str, recipe: Recipe, path: Path) -> Iterator[Observer]:
         """Show one training."""
@@ -50,13 +61,12 @@ class Terminal:
             yield _Lines(self._console, role)
             return
         bars = Bars(
-            TextColumn("[bold]{task.description:<18}"),
-            BarColumn(bar_width=None),
-            TextColumn("epoch"),
+            TextColumn("[bold]{task.description:<16}"),
+            BarColumn(bar_width=10),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", style="default"),
             TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=True),
+            TimeRemainingColumn(compact=True),
             console=self._console,
         )
         try:
@@ -101,11 +111,8 @@ class _Lines(Observer):
 
 
 def figures(engine: Engine, row: Row) -> str:
-    """The epoch's loss and the latest validation accuracies, of the smoothed model where there is one."""
+    """The epoch's loss and validation accuracies in percent, of the smoothed model where there is one."""
     prefix = "smoothed_" if row["smoothed_val_ra"] is not None else ""
-    parts = [f"loss {row['train_loss']:.3f}"]
-    for name in ("sa", "ra"):
-        value = row[f"{prefix}val_{name}"]
-        if value is not None:
-            parts.append(f"val {name.upper()} {value:4.1f}%")
-    return "  ".join(parts)
+    text = f"loss {row['train_loss']:.3f}"
+    sa, ra = row[f"{prefix}val_sa"], row[f"{prefix}val_ra"]
+    return text if sa is None or ra is None else f"{text}  val SA {sa:.1f} RA {ra:.1f}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from at_smooth import registry
 from at_smooth.attacks import AttackSpec, Norm, Pixels, Threat
 from at_smooth.engine import Settings
-from at_smooth.exceptions import InputError, OptionError, PluginError, explain
+from at_smooth.exceptions import InputError, OptionError, explain
 from at_smooth.interfaces import Dataset
 
 #: The choices that are plugins: field of the recipe, and kind of plugin.
@@ -24,8 +24,11 @@ PLUGIN_FIELDS = {
     "smoother": "smoothers",
 }
 
-#: Fields that say where and how a run is carried out, not what comes out of it.
-CIRCUMSTANCES = ("data_dir", "device", "compile", "validate_every", "test_every")
+#: Fields that say on what a run is carried out, which may change when it is continued.
+HARMLESS = ("data_dir", "device", "threads", "compile")
+
+#: Fields that do not shape the weights: those, and what is measured on the way.
+CIRCUMSTANCES = (*HARMLESS, "validate_every", "test_every")
 
 Options = dict[str, Any]
 
@@ -58,6 +61,7 @@ class Recipe(Settings):
     validation: float = Field(default=0.1, gt=0, lt=1, description="share of the training set held out")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="arithmetic of training")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads; default: torch's, one a core")
     compile: bool = Field(default=False, description="compile the model; pays for large networks")
 
     def __init__(self, **fields: Any) -> None:
@@ -163,9 +167,7 @@ def _with_dataset_defaults(fields: dict[str, Any]) -> dict[str, Any]:
     name = fields.get("dataset", Recipe.model_fields["dataset"].default)
     if not isinstance(name, str):
         raise OptionError(f"recipe: dataset: give the name of a data set, not {name!r}")
-    dataset = registry.load("datasets", name)
-    if not issubclass(dataset, Dataset):
-        raise PluginError(f"'{name}' is not a data set. See 'at-smooth plugins datasets'.")
+    dataset = cast(type[Dataset], registry.load("datasets", name))
     defaults = dict(dataset.recipe)
     defaults.setdefault("eps", dataset.radii.get(fields.get("norm", "Linf")))
     if fields.get("norm", "Linf") not in dataset.radii:  # pydantic words the refusal of the norm

@@ -6,13 +6,12 @@ names both; a plugin that fails to import breaks only the run that asks for it.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
-from at_smooth.exceptions import PluginError
+from at_smooth.exceptions import PluginError, nearest
 
 if TYPE_CHECKING:
     from at_smooth.interfaces import Plugin
@@ -37,9 +36,8 @@ class Entry:
         Raises:
             PluginError: The import fails, or what is there is no plugin.
         """
-        from at_smooth.interfaces import Plugin
-
         singular = self.kind[:-1] if self.kind != "analyses" else "analysis"
+        base = _interface(self.kind)
         try:
             plugin = EntryPoint(self.name, self.target, f"at_smooth.{self.kind}").load()
         except Exception as error:  # whatever a third party's module raises is its own failure, not ours
@@ -47,10 +45,10 @@ class Entry:
                 f"{singular} '{self.name}' of the distribution '{self.distribution}' {self.version} fails to import: "
                 f"{type(error).__name__}: {error}. Update or uninstall that distribution."
             ) from error
-        if not (isinstance(plugin, type) and issubclass(plugin, Plugin)):
+        if not (isinstance(plugin, type) and issubclass(plugin, base)):
             raise PluginError(
                 f"{singular} '{self.name}' of the distribution '{self.distribution}' is {plugin!r}, "
-                f"not a class derived from at_smooth.Plugin. Its entry point should name such a class."
+                f"not a class derived from at_smooth.{base.__name__}. Its entry point should name such a class."
             )
         return plugin
 
@@ -62,7 +60,7 @@ def entries(kind: str) -> list[Entry]:
         PluginError: There is no such kind.
     """
     if kind not in KINDS:
-        raise PluginError(f"there is no plugin kind '{kind}'{_nearest(kind, KINDS)}. Kinds: {', '.join(KINDS)}.")
+        raise PluginError(f"there is no plugin kind '{kind}'{nearest(kind, KINDS)}. Kinds: {', '.join(KINDS)}.")
     found = []
     for point in entry_points(group=f"at_smooth.{kind}"):
         name = point.dist.name if point.dist else "unknown"
@@ -86,7 +84,7 @@ def find(kind: str, name: str) -> Entry:
     if not matches:
         names = [entry.name for entry in everything]
         raise PluginError(
-            f"there is no plugin '{name}' among the {kind}{_nearest(name, names)}. "
+            f"there is no plugin '{name}' among the {kind}{nearest(name, names)}. "
             f"Installed: {', '.join(sorted(set(names))) or 'none'}. See 'at-smooth plugins {kind}'."
         )
     if len(matches) > 1:
@@ -110,6 +108,14 @@ def create(kind: str, name: str, options: Mapping[str, Any] | None = None) -> An
     return load(kind, name).build_from(options or {}, subject=f"{kind[:-1]} {name}")
 
 
-def _nearest(name: str, names: tuple[str, ...] | list[str]) -> str:
-    close = list(dict.fromkeys(difflib.get_close_matches(name, names, n=3, cutoff=0.5)))
-    return f" (did you mean {' or '.join(repr(other) for other in close)}?)" if close else ""
+def _interface(kind: str) -> type[Plugin]:
+    from at_smooth import interfaces
+
+    classes = {
+        "methods": interfaces.Method,
+        "regularizers": interfaces.Regularizer,
+        "smoothers": interfaces.WeightSmoother,
+        "datasets": interfaces.Dataset,
+        "models": interfaces.Architecture,
+    }
+    return classes.get(kind, interfaces.Plugin)

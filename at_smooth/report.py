@@ -71,8 +71,8 @@ def comparison_rows(runs: list[Run]) -> list[TableRow]:
 def format_table(rows: list[TableRow], style: str) -> str:
     """A table as ``markdown``, ``latex`` (booktabs) or ``csv``."""
     if style == "markdown":
-        lines = [HEADER, ["---"] + ["---:"] * len(_CELLS), *([label, *map(str, cells)] for label, cells in rows)]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        table = [HEADER, ["---"] + ["---:"] * len(_CELLS), *([label, *map(str, cells)] for label, cells in rows)]
+        return "\n".join("| " + " | ".join(line) + " |" for line in table)
     if style == "latex":
         body = [[_tex(label), *(_tex(str(cell)) for cell in cells)] for label, cells in rows]
         lines = [
@@ -101,11 +101,11 @@ def rich_table(rows: list[TableRow], title: str) -> Any:
     from rich.table import Table
 
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    table.add_column("setting", no_wrap=len(rows) < 3)
+    table.add_column("setting", overflow="fold")
     for name in _CELLS:
         table.add_column(name, justify="right", no_wrap=True)
     for label, cells in rows:
-        table.add_row(label, *map(str, cells))
+        table.add_row(label, *(str(cell).replace(" ± ", "\n± ") for cell in cells))  # six wide cells exceed 80 columns
     return table
 
 
@@ -161,20 +161,22 @@ def _setting(recipe: dict[str, Any]) -> str:
 def _labels(recipes: list[dict[str, Any]]) -> list[str]:
     """What each setting is: method and smoothers, and whatever else is not the same in all of them."""
     neutral = {field: Recipe.model_fields[field].default for field in ("regularizer", "smoother")}
-    named = ("method", "regularizer", "smoother")
-    shown = {"seed", *CIRCUMSTANCES, *named, *(f"{field}_options" for field in named)}
+    hidden = {"seed", *CIRCUMSTANCES, "method", *neutral}
     labels = []
     for recipe in recipes:
         parts = [recipe["method"], *(recipe[field] for field in neutral if recipe[field] != neutral[field])]
-        details = [
-            f"{field}={recipe.get(field)}"
-            for field in recipe
-            if field not in shown and any(other.get(field) != recipe[field] for other in recipes)
-        ]
-        for field in named:
-            twins = [other[f"{field}_options"] for other in recipes if other[field] == recipe[field]]
-            own = recipe[f"{field}_options"]
-            details += [f"{key}={own[key]}" for key in own if any(twin.get(key) != own[key] for twin in twins)]
+        details = []
+        for field, value in recipe.items():
+            chooser = field.removesuffix("_options")
+            if field in hidden:
+                continue
+            if chooser != field:  # options are compared among those who made the same choice
+                twins = [other[field] for other in recipes if other[chooser] == recipe[chooser]]
+                details += [
+                    f"{key}={value[key]}" for key in value if any(twin.get(key) != value[key] for twin in twins)
+                ]
+            elif any(other.get(field) != value for other in recipes):
+                details.append(f"{field}={value}")
         labels.append(" + ".join(parts) + (f" ({', '.join(details)})" if details else ""))
     return labels
 

@@ -51,10 +51,7 @@ class Run:
         Raises:
             RunError: The directory holds a run or other files, or cannot be made.
         """
-        if (path / "recipe.yaml").exists():
-            raise RunError(f"{path} already holds a run. Continue it with --resume, or choose another --out.")
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise RunError(f"{path} exists and is not an empty folder. Choose another --out.")
+        refuse_taken(path)
         try:
             (path / "checkpoints").mkdir(parents=True)
         except OSError as error:
@@ -122,7 +119,7 @@ class Recorder(Observer):
     def __init__(self, run: Run, recipe: Recipe, fingerprint: str) -> None:
         self._run = run
         self._recipe = recipe
-        self._identity = {"recipe": recipe.to_dict(), "fingerprint": fingerprint}
+        self._identity: dict[str, Any] = {"recipe": recipe.to_dict(), "fingerprint": fingerprint}
 
     def started(self, engine: Engine) -> None:
         """Write the metrics so far; what a killed run had measured after its last checkpoint is measured again."""
@@ -171,6 +168,18 @@ def _best_rows(engine: Engine) -> dict[str, Row]:
     return rows
 
 
+def refuse_taken(path: Path) -> None:
+    """Refuse a directory that holds anything.
+
+    Raises:
+        RunError: It does.
+    """
+    if (path / "recipe.yaml").exists():
+        raise RunError(f"{path} already holds a run. Continue it with --resume, or choose another --out.")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RunError(f"{path} exists and is not an empty folder. Choose another --out.")
+
+
 def summarize(history: list[Row], best: dict[str, Row], recipe: Recipe) -> Summary:
     """Best, final and their difference, as in the paper's tables, in percent.
 
@@ -217,7 +226,7 @@ def _block(history: list[Row], best: Row, prefix: str) -> dict[str, Any]:
 def environment(recipe: Recipe) -> dict[str, Any]:
     """Versions, device, seed and command: what repeating a run needs to know beside the recipe."""
     packages = ("torch", "torchvision", "torchattacks", "numpy", "pydantic", "scikit-learn")
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in packages:
         try:
             versions[package] = metadata.version(package)

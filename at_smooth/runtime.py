@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from at_smooth.exceptions import OptionError
 
@@ -53,10 +53,6 @@ class Runtime:
         """Move a model to the device, in the memory layout in which convolutions are fastest."""
         return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
-    def layout(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W) in the memory layout of :meth:`place`."""
-        return images.contiguous(memory_format=torch.channels_last)
-
     def autocast(self) -> AbstractContextManager[object]:
         """The region of one attack or of one loss. Never nest two: the weight cache would lose gradients."""
         if self.precision == "fp32":
@@ -85,10 +81,21 @@ def seed_global(seed: int, moment: int, purpose: str) -> None:
 @contextmanager
 def fenced_randomness(seed: int, purpose: str) -> Iterator[None]:
     """Run a block on a stream of its own and leave torch's global generators as they were."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         seed_global(seed, 0, purpose)
         yield
+
+
+@contextmanager
+def limited_threads(count: int | None) -> Iterator[None]:
+    """Run a block on that many CPU threads; None leaves their number. Small networks are fastest on one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def describe(device: torch.device) -> str:

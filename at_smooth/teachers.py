@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from at_smooth import checkpoint, registry
 from at_smooth._version import __version__
@@ -42,6 +42,7 @@ class TrainedOnTheSpot:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._initial = {name: value.detach().cpu().clone() for name, value in engine.model.state_dict().items()}
 
     def get(self, method: str, path: Path | None = None) -> nn.Module:
         """A teacher; with ``path``, a checkpoint whose weights fit the engine's model.
@@ -54,8 +55,9 @@ class TrainedOnTheSpot:
         student = self._engine
         model = copy.deepcopy(student.model)
         if path is not None:
-            weights = checkpoint.load(_checkpoint_at(path))["model"]
+            weights = _weights(checkpoint.load(_checkpoint_at(path)), path)
         else:
+            model.load_state_dict(self._initial)
             teacher = Engine(
                 model,
                 student.data,
@@ -85,16 +87,24 @@ class SelfTeachers:
         fingerprint: The student's data.
         runtime: Where the teachers run.
         train: Trains a recipe into a directory, or continues there.
+        note: Told in words where each teacher comes from.
     """
 
     def __init__(
-        self, recipe: Recipe, run: Run, fingerprint: str, runtime: Runtime, train: Callable[[Recipe, Path, str], None]
+        self,
+        recipe: Recipe,
+        run: Run,
+        fingerprint: str,
+        runtime: Runtime,
+        train: Callable[[Recipe, Path, str], None],
+        note: Callable[[str], None],
     ) -> None:
         self._recipe = recipe
         self._folder = run.path / "teachers"
         self._fingerprint = fingerprint
         self._runtime = runtime
         self._train = train
+        self._note = note
 
     def get(self, method: str, path: Path | None = None) -> nn.Module:
         """A teacher, frozen, in eval mode.
@@ -103,16 +113,19 @@ class SelfTeachers:
             CheckpointError: The checkpoint at ``path`` is unreadable, or from another architecture, data set or split.
         """
         own = self._folder / method / "checkpoints" / "best.pt"
-        if path is not None:
+        if path is not None and not own.is_file():
             source = _checkpoint_at(path)
-            self._refuse_stranger(checkpoint.load(source), source)
+            content = checkpoint.load(source)
+            self._refuse_stranger(content, source)
+            _weights(content, source)
             _link(source, own)
-        elif not (self._folder / method / "summary.json").is_file():
+            self._note(f"teacher '{method}': {source}")
+        elif path is None and not (self._folder / method / "summary.json").is_file():
             self._find_or_train(method)
         content = checkpoint.load(own)
         self._refuse_stranger(content, own)
         recipe = Recipe(**content["recipe"])
-        return frozen(self._runtime.place(network_from(content, recipe, content["model"], own)))
+        return frozen(self._runtime.place(network_from(content, recipe, _weights(content, own), own)))
 
     def _find_or_train(self, method: str) -> None:
         own = self._folder / method
@@ -121,7 +134,9 @@ class SelfTeachers:
         begun = (own / "recipe.yaml").is_file()
         if not begun and (cached / "summary.json").is_file():
             _copy_run(cached, own)
+            self._note(f"self-teacher '{method}': reused from the cache ({cached})")
             return
+        self._note(f"self-teacher '{method}': {'continued' if begun else 'trained first, then cached'}")
         self._train(recipe, own, method)
         _publish(own, cached)
 
@@ -137,8 +152,6 @@ class SelfTeachers:
                 f"it was trained on other data or another split (data set {recipe.get('dataset')}, "
                 f"seed {recipe.get('seed')}; the student's: {ours['dataset']}, seed {ours['seed']})"
             )
-        if "model" not in content:
-            reasons.append("it holds no weights to teach with; give a run, or its checkpoints/best.pt")
         if reasons:
             raise CheckpointError(f"the teacher {source} does not fit the student: {'; '.join(reasons)}.")
 
@@ -167,6 +180,13 @@ def cache_directory() -> Path:
         return Path(own).expanduser()
     shared = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
     return (Path(shared) if shared else Path.home() / ".cache") / "at-smooth"
+
+
+def _weights(content: dict[str, Any], source: Path) -> dict[str, Tensor]:
+    if "model" not in content:
+        raise CheckpointError(f"{source} holds no weights to teach with. Give a run, or its checkpoints/best.pt.")
+    weights: dict[str, Tensor] = content["model"]
+    return weights
 
 
 def _checkpoint_at(path: Path) -> Path:

@@ -33,7 +33,10 @@ class Npz(Dataset):
         """Read the file that ``data_dir`` names or holds."""
         path = self._find(data_dir)
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            archive = np.load(path, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise DataError(f"{path} is one array, no readable .npz file; give one with {', '.join(_ARRAYS)}.")
+            with archive:
                 missing = [name for name in _ARRAYS if name not in archive]
                 if missing:
                     raise DataError(

@@ -6,27 +6,27 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 from torch import Tensor, nn
 
 from at_smooth import Regularizer, Step, Teachers, Terms
 
 
-def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """KD of A2.1: the cross-entropy between two softened distributions, times T^2 as in the published code.
-
-    T^2 keeps the gradient's size as T grows (Hinton et al., 2015).
+def distillation_loss(student: Tensor, teacher: Tensor, temperature: float, times_t2: bool = True) -> Tensor:
+    """KD of A2.1: the cross-entropy between two softened distributions.
 
     Args:
         student: Logits, (N, K).
         teacher: Logits, (N, K).
         temperature: T, above 0.
+        times_t2: Multiply by T^2, which keeps the gradient's size as T grows (Hinton et al., 2015).
 
     Returns:
         A scalar.
     """
     soft = F.softmax(teacher.float() / temperature, dim=1)
-    return F.cross_entropy(student.float() / temperature, soft) * temperature**2
+    loss = F.cross_entropy(student.float() / temperature, soft)
+    return loss * temperature**2 if times_t2 else loss
 
 
 class BothTeachers(Regularizer):
@@ -38,11 +38,19 @@ class BothTeachers(Regularizer):
     lambda_adv: float = Field(default=0.5, ge=0, le=1, description="weight of the robust-trained teacher, l1")
     lambda_std: float = Field(default=0.25, ge=0, le=1, description="weight of the standard-trained teacher, l2")
     temperature: float = Field(default=2.0, gt=0, description="temperature of the distillation")
+    times_t2: bool = Field(
+        default=True, description="multiply KD by T^2, as the published code does; the paper does not say"
+    )
     adv_teacher: Path | None = Field(default=None, description="run or checkpoint to use as the robust teacher")
     std_teacher: Path | None = Field(default=None, description="run or checkpoint to use as the standard teacher")
 
     _adv_teacher: nn.Module | None = PrivateAttr(default=None)
     _std_teacher: nn.Module | None = PrivateAttr(default=None)
+
+    @field_validator("adv_teacher", "std_teacher")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        return path.expanduser().absolute() if path else None  # a recipe works from any folder
 
     @model_validator(mode="after")
     def _weights_leave_room(self) -> BothTeachers:
@@ -73,7 +81,7 @@ class BothTeachers(Regularizer):
             return step.loss.new_zeros(())
         with torch.no_grad():
             logits = teacher(step.perturbed)
-        return distillation_loss(step.logits, logits, self.temperature)
+        return distillation_loss(step.logits, logits, self.temperature, self.times_t2)
 
 
 class RobustTeacher(BothTeachers):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from pydantic import Field, PrivateAttr
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_swa_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from at_smooth import Schedule, WeightSmoother
 
@@ -34,7 +34,7 @@ class SWA(WeightSmoother):
         """Make the averaged copy."""
         default = schedule.epochs // 2 if schedule.first_decay is None else schedule.first_decay
         self._start = default if self.start is None else self.start
-        self._average = AveragedModel(model, multi_avg_fn=get_swa_multi_avg_fn())
+        self._average = AveragedModel(model)
         self._average.requires_grad_(False).eval()
 
     def after_epoch(self, model: nn.Module, epoch: int) -> bool:

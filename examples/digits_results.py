@@ -1,0 +1,89 @@
+"""Train the paper's settings on the embedded digits over several seeds and write the table of docs/results.md.
+
+    python examples/digits_results.py --seeds 5 --jobs 2
+
+Each run is the command ``at-smooth train`` in a process of its own; runs that are finished are not trained again, so
+the script can be stopped and started. Everything else of the file stays as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from at_smooth import Run, __version__
+from at_smooth.report import HEADER, comparison_rows
+
+SETTINGS = {
+    "Baseline": [],
+    "Label smoothing": ["--regularizer", "label-smoothing"],
+    "Tf-KD": ["--regularizer", "tf-kd"],
+    "KD_std": ["--regularizer", "kd-std"],
+    "KD_adv": ["--regularizer", "kd-adv"],
+    "KD_std&adv": ["--regularizer", "kd-std-adv"],
+    "SWA": ["--smoother", "swa"],
+    "iSWA": ["--smoother", "iswa"],
+    "KD_std&adv + SWA": ["--regularizer", "kd-std-adv", "--smoother", "swa"],
+    "KD_std&adv + iSWA": ["--regularizer", "kd-std-adv", "--smoother", "iswa"],
+}
+BEGIN, END = "<!-- table: written by examples/digits_results.py -->", "<!-- end of table -->"
+
+
+def folder(out: Path, setting: str, seed: int) -> Path:
+    name = setting.lower().replace(" + ", "-").replace(" ", "-").replace("&", "-").replace("_", "-")
+    return out / f"{name}-seed{seed}"
+
+
+def train(path: Path, options: list[str], seed: int) -> None:
+    if (path / "summary.json").is_file():
+        return
+    command = [sys.executable, "-m", "at_smooth", "train", *options, "--seed", str(seed), "--out", str(path)]
+    if (path / "recipe.yaml").is_file():
+        command.append("--resume")
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+    print(f"{path.name}: done", flush=True)
+
+
+def table(out: Path, seeds: int) -> list[str]:
+    lines = ["| " + " | ".join(HEADER) + " |", "| --- |" + " ---: |" * (len(HEADER) - 1)]
+    for setting in SETTINGS:
+        (row,) = comparison_rows([Run(folder(out, setting, seed)) for seed in range(seeds)])
+        lines.append(f"| {setting} | " + " | ".join(str(cell) for cell in row[1]) + " |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time")
+    parser.add_argument("--out", type=Path, default=Path("runs/digits-results"))
+    parser.add_argument("--write", type=Path, default=Path(__file__).parents[1] / "docs" / "results.md")
+    arguments = parser.parse_args()
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        jobs = [
+            pool.submit(train, folder(arguments.out, setting, seed), options, seed)
+            for seed in range(arguments.seeds)
+            for setting, options in SETTINGS.items()
+        ]
+        for job in jobs:
+            job.result()
+
+    lines = table(arguments.out, arguments.seeds)
+    print("\n".join(lines))
+    head, _, rest = arguments.write.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    made = f"at-smooth {__version__}, {arguments.seeds} seeds, {platform.system()} on {platform.machine()}, CPU"
+    text = head + "\n".join([BEGIN, "", f"({made}; mean ± standard deviation, percent)", "", *lines, "", END]) + tail
+    arguments.write.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

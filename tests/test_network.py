@@ -1,0 +1,40 @@
+import pytest
+import torch
+
+from at_smooth import CheckpointError
+from at_smooth.network import Normalize, build_network, network_from
+
+STATISTICS = ([0.5], [0.25])
+
+
+def test_normalisation_is_by_channel():
+    images = torch.rand(2, 2, 3, 3)
+    found = Normalize([0.5, 0.1], [0.25, 2.0])(images)
+    torch.testing.assert_close(found[:, 0], (images[:, 0] - 0.5) / 0.25)
+    torch.testing.assert_close(found[:, 1], (images[:, 1] - 0.1) / 2)
+
+
+def test_initial_weights_follow_from_the_seed_alone(tiny):
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    one, same, other = (build_network(tiny(seed=seed), (1, 8, 8), 10, STATISTICS) for seed in (0, 0, 1))
+    assert torch.equal(torch.rand(1), expected)
+    weights = [network.state_dict()["network.1.weight"] for network in (one, same, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_a_checkpoints_network_has_its_weights_and_statistics(tiny):
+    network = build_network(tiny(), (1, 8, 8), 10, STATISTICS).eval()
+    content = {"shape": [1, 8, 8], "num_classes": 10}
+    again = network_from(content, tiny(seed=3), network.state_dict(), "here")
+    images = torch.rand(4, 1, 8, 8)
+    assert torch.equal(again(images), network(images))
+
+
+def test_weights_that_do_not_fit_are_refused(tiny):
+    network = build_network(tiny(), (1, 8, 8), 10, STATISTICS)
+    content = {"shape": [1, 8, 8], "num_classes": 7}
+    with pytest.raises(CheckpointError, match="here does not fit the model 'mlp'"):
+        network_from(content, tiny(), network.state_dict(), "here")

@@ -1,0 +1,155 @@
+import csv
+import json
+import statistics
+
+import pytest
+
+from at_smooth import InputError, Run, RunError
+from at_smooth.report import HEADER, Cell, comparison_rows, draw_curves, format_table, summary_rows
+
+
+def block(ra, sa, drop=2.0):
+    return {
+        "best": {"epoch": 3, "val_ra": ra, "test_ra": ra, "test_sa": sa},
+        "final": {"epoch": 4, "test_ra": ra - drop, "test_sa": sa + 1, "last5_ra_mean": ra, "last5_ra_sd": 0.5},
+        "diff": {"ra": drop, "sa": -1.0},
+    }
+
+
+@pytest.fixture
+def finished(tiny, tmp_path):
+    """Writes the directory of a finished run with made-up figures."""
+
+    def write(ra, sa=80.0, smoothed=None, **changes):
+        run = Run.create(tmp_path / str(len(list(tmp_path.iterdir()))), tiny(**changes))
+        summary = {
+            "raw": block(ra, sa),
+            "smoothed": smoothed and block(*smoothed),
+            "reported": "smoothed" if smoothed else "raw",
+            "recipe": run.recipe.to_dict(),
+            "seconds": 1.0,
+        }
+        (run.path / "summary.json").write_text(json.dumps(summary))
+        return run
+
+    return write
+
+
+def means(cells):
+    return [cell.mean for cell in cells]
+
+
+def test_the_columns_are_the_papers():
+    assert HEADER == ["setting", "RA best", "RA final", "RA diff", "SA best", "SA final", "SA diff"]
+
+
+def test_runs_that_differ_in_the_seed_share_a_row(finished):
+    runs = [finished(ra, sa, seed=seed) for seed, (ra, sa) in enumerate([(40.0, 80.0), (43.0, 82.0), (44.0, 84.0)])]
+    rows = comparison_rows([*runs, finished(50.0, regularizer="tf-kd")])
+    assert len(rows) == 2
+    label, cells = rows[0]
+    assert "3 runs" in label
+    assert cells[0].mean == pytest.approx(statistics.mean([40, 43, 44]))
+    assert cells[0].sd == pytest.approx(statistics.stdev([40, 43, 44]))
+    assert means(cells)[1:] == pytest.approx([statistics.mean([38, 41, 42]), 2, 82, 83, -1])
+    assert means(rows[1][1]) == [50, 48, 2, 80, 81, -1]
+    assert [cell.sd for cell in rows[1][1]] == [None] * 6
+
+
+def test_where_a_run_was_made_makes_no_row(finished):
+    assert len(comparison_rows([finished(40.0), finished(41.0, seed=1, device="auto", test_every=2)])) == 1
+
+
+def test_the_reported_weights_are_compared(finished):
+    [(_, cells)] = comparison_rows([finished(40.0, smoothed=(45.0, 85.0), smoother="swa")])
+    assert means(cells) == [45, 43, 2, 85, 86, -1]
+
+
+def test_rows_are_named_by_the_choices(finished):
+    rows = comparison_rows([
+        finished(40.0),
+        finished(41.0, regularizer="kd-std-adv", smoother="swa"),
+        finished(42.0, method="standard", smoother="iswa"),
+    ])  # fmt: skip
+    assert [label for label, _ in rows] == ["at", "at + kd-std-adv + swa", "standard + iswa"]
+
+
+def test_rows_that_share_their_choices_say_what_differs(finished):
+    rows = comparison_rows([
+        finished(40.0, epochs=4),
+        finished(41.0, epochs=6),
+        finished(42.0, regularizer="kd-adv", regularizer_options={"temperature": 3}),
+        finished(43.0, regularizer="kd-adv"),
+    ])  # fmt: skip
+    labels = [label for label, _ in rows]
+    assert len(set(labels)) == 4
+    assert "epochs=4" in labels[0]
+    assert "epochs=6" in labels[1]
+    assert "temperature=3" in labels[2]
+    assert "temperature=2" in labels[3]
+
+
+def test_one_runs_table_has_raw_and_smoothed(finished):
+    run = finished(40.0, smoothed=(45.0, 85.0), smoother="swa")
+    assert [(label, means(cells)[0]) for label, cells in summary_rows(run.summary)] == [("raw", 40), ("smoothed", 45)]
+    assert [label for label, _ in summary_rows(finished(40.0).summary)] == ["raw"]
+
+
+def test_an_unfinished_run_is_refused(tiny, tmp_path):
+    with pytest.raises(RunError, match="not finished"):
+        comparison_rows([Run.create(tmp_path / "run", tiny())])
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"), [(Cell(None), "-"), (Cell(1.234), "1.23"), (Cell(1.234, 0.5), "1.23 ± 0.50"), (Cell(0.0), "0.00")]
+)
+def test_a_cell_reads_as_in_the_paper(cell, text):
+    assert str(cell) == text
+
+
+ROWS = [("at & 5%", [Cell(40.5, 1.25)] * 6), ("at_2", [Cell(None)] * 6)]
+
+
+def test_markdown():
+    lines = format_table(ROWS, "markdown").splitlines()
+    assert lines[0] == "| setting | RA best | RA final | RA diff | SA best | SA final | SA diff |"
+    assert lines[1] == "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+    assert lines[2] == "| at & 5% |" + " 40.50 ± 1.25 |" * 6
+    assert lines[3] == "| at_2 |" + " - |" * 6
+
+
+def test_latex():
+    lines = format_table(ROWS, "latex").splitlines()
+    assert lines[0] == r"\begin{tabular}{lrrrrrr}"
+    assert lines[-1] == r"\end{tabular}"
+    assert lines[4] == r"at \& 5\%" + r" & 40.50 $\pm$ 1.25" * 6 + r" \\"
+    assert lines[5] == r"at\_2" + " & -" * 6 + r" \\"
+
+
+def test_csv_has_every_figure_in_full():
+    table = list(csv.DictReader(format_table([("a, b", [Cell(1 / 3, 0.1)] * 6), *ROWS], "csv").splitlines()))
+    assert [row["setting"] for row in table] == ["a, b", "at & 5%", "at_2"]
+    assert float(table[0]["RA best"]) == 1 / 3
+    assert float(table[0]["SA diff sd"]) == 0.1
+    assert table[2]["RA best"] == ""
+
+
+def test_another_format_is_refused():
+    with pytest.raises(InputError, match="no table format 'html'"):
+        format_table(ROWS, "html")
+
+
+def test_a_runs_curves_are_drawn_from_its_metrics(smoothed_run, tmp_path):
+    history = smoothed_run.history
+    draw_curves(history, smoothed_run.recipe.decays(), tmp_path / "curves.png")
+    drawn = (tmp_path / "curves.png").read_bytes()
+    assert drawn.startswith(b"\x89PNG")
+    assert drawn == (smoothed_run.path / "curves.png").read_bytes()
+    draw_curves([{**row, "test_ra": 50.0} for row in history], [], tmp_path / "curves.png")
+    assert drawn != (tmp_path / "curves.png").read_bytes()
+
+
+def test_curves_can_do_without_a_test_set(tmp_path, smoothed_run):
+    blank = dict.fromkeys(("test_sa", "test_ra", "smoothed_test_sa", "smoothed_test_ra"))
+    draw_curves([{**row, **blank} for row in smoothed_run.history[:1]], [], tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
