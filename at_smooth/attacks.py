@@ -70,8 +70,6 @@ class AttackSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: ClassVar[str] = ""
-
     threat: Threat = Field(exclude=True)
     objective: Objective = Field(default="ce", exclude=True)
     mode: Literal["train", "eval"] = Field(
@@ -100,6 +98,11 @@ class AttackSpec(BaseModel):
             raise OptionError(f"there is no attack '{name}'{nearest(name, list(_OWN))}. Attacks: {known}.")
         return _validated(_OWN[name], name, threat, options)
 
+    @property
+    def name(self) -> str:
+        """What ``--attack`` calls it."""
+        return next(name for name, cls in _OWN.items() if cls is type(self))
+
     def options(self) -> dict[str, Any]:
         """The options ``-A`` with their values, in plain types."""
         return self.model_dump(mode="json")
@@ -120,7 +123,6 @@ class AttackSpec(BaseModel):
 class PGD(AttackSpec):
     """Projected gradient descent (Madry et al., ICLR 2018), Eq. 6; Eq. 7 where the objective is the divergence."""
 
-    name: ClassVar[str] = "pgd"
     _STEP_OVER_EPS: ClassVar[Mapping[str, float]] = {"Linf": 1 / 4, "L2": 15 / 128}  # 2/255 of 8/255, 15/255 of 128/255
 
     steps: int = Field(default=10, ge=0, description="gradient steps")
@@ -151,7 +153,6 @@ class PGD(AttackSpec):
 class FGSM(PGD):
     """One step of PGD from a random start, as fast adversarial training has it (Wong et al., ICLR 2020)."""
 
-    name: ClassVar[str] = "fgsm"
     _STEP_OVER_EPS: ClassVar[Mapping[str, float]] = {"Linf": 7 / 8, "L2": 15 / 128}  # 7/255 of 8/255, 15/255 of 128/255
 
     steps: int = Field(default=1, ge=1, le=1, description="one, or it would be PGD")
@@ -198,6 +199,11 @@ class LibraryAttack(AttackSpec):
         usual = {"alpha": threat.eps / 4} if "alpha" in own else {}
         return _validated(cls, f"torchattacks:{attack}", threat, {**usual, **options}, attack=attack)
 
+    @property
+    def name(self) -> str:
+        """``torchattacks:CLASS``."""
+        return f"torchattacks:{self.attack}"
+
     def maximising(self, objective: Objective) -> AttackSpec:
         """Only the objective that the class has."""
         if objective != "ce":
@@ -223,7 +229,7 @@ _S = TypeVar("_S", bound=AttackSpec)
 
 
 def _validated(cls: type[_S], name: str, threat: Threat, options: Mapping[str, Any], **more: Any) -> _S:
-    reserved = {"threat", "objective", "attack"} & set(options)
+    reserved = {"threat", "objective", "attack", "name"} & set(options)
     if reserved:
         raise OptionError(f"attack {name} has no option {', '.join(sorted(reserved))}.")
     try:

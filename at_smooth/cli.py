@@ -78,7 +78,9 @@ def _recipe_options(command: _F) -> _F:
         ),
         click.option("--set", "others", metavar="KEY=VALUE", multiple=True,
                      help="Any other field of the recipe, such as milestones=[50,150]."),
-        click.option("--recipe", "recipe_file", type=click.Path(path_type=Path), help="Recipe file to start from."),
+        click.option("--recipe", "recipe_name", metavar="FILE|NAME",
+                     help="Recipe to start from: a file, a preset (paper, official-code) or a table's row "
+                     "(table-1/cifar10/kd-swa)."),
     ]  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -99,17 +101,18 @@ def train(out: Path | None, resume: bool, dry_run: bool, **given: Any) -> None:
     from rich.console import Console
 
     from at_smooth import experiment
+    from at_smooth.presets import recipe_from
     from at_smooth.progress import Terminal
     from at_smooth.recipe import Recipe
     from at_smooth.report import rich_table, summary_rows
     from at_smooth.run import refuse_taken
 
-    recipe_file = given["recipe_file"]
+    source = given["recipe_name"]
     if resume and out is not None:
-        recipe_file = recipe_file or out / "recipe.yaml"
+        source = source or str(out / "recipe.yaml")
         if not (out / "recipe.yaml").is_file():
             raise InputError(f"there is no run to resume at {out}: it holds no recipe.yaml.")
-    recipe = Recipe.from_yaml(recipe_file, changes) if recipe_file else Recipe(**changes)
+    recipe = recipe_from(source, changes) if source else Recipe(**changes)
     if dry_run:
         _print_plan(recipe)
         return
@@ -144,9 +147,7 @@ def plugins(kind: str | None, name: str | None) -> None:
     if kind and name:
         _print_plugin(console, registry.find(kind, name))
         return
-    table = _table("plugins")
-    for column in ("kind", "name", "distribution"):
-        table.add_column(column, no_wrap=True)
+    table = _table("plugins", "kind", "name", "distribution")
     for each in [kind] if kind else registry.KINDS:
         for entry in registry.entries(each):
             table.add_row(entry.kind, entry.name, f"{entry.distribution} {entry.version}")
@@ -175,6 +176,48 @@ def compare(runs: tuple[Path, ...], style: str) -> None:
         click.echo(format_table(rows, style))
 
 
+@cli.command()
+@click.argument("table", required=False)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run directories. [default: under runs/]")
+@click.option("--dry-run", is_flag=True, help="Print the runs and a forecast of the time that each takes.")
+@click.option("--rehearse", is_flag=True, help="Shrink every run to the embedded digits: same plugins, in minutes.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set's files are.")
+@click.option("--seed", type=int, help="Decides split, order, initial weights and noise. [default: 0]")
+@click.option("--device", help="auto, cpu, cuda, cuda:1, ... [default: auto]")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Arithmetic of training.")
+@click.option("--compile/--no-compile", default=None, help="Compile the models.")
+@click.option("--set", "others", metavar="KEY=VALUE", multiple=True, help="Any other field, in every run.")
+def reproduce(table: str | None, out: Path | None, dry_run: bool, rehearse: bool, **given: Any) -> None:
+    """Run a table of the paper, and print its numbers beside the paper's.
+
+    Without TABLE, lists the tables. What is finished in --out is not run again, what was interrupted goes on.
+    """
+    from rich.console import Console
+
+    from at_smooth import presets
+    from at_smooth import reproduce as tables
+    from at_smooth.progress import Terminal
+
+    console = Console()
+    if table is None:
+        listing = _table("tables", "name", "runs", "what it shows")
+        for each in presets.tables():
+            listing.add_row(each.name, str(len(each.rows)), each.title)
+        console.print(listing)
+        return
+    chosen = presets.table(table)
+    path = out or Path("runs") / (f"{table}-rehearsal" if rehearse else table)
+    planned = tables.plan(chosen, path, _changes(given), rehearse)
+    console.print(f"[bold]{chosen.title}[/bold]", highlight=False)
+    if dry_run:
+        _print_forecast(console, planned)
+        return
+    again = " --rehearse" if rehearse else ""
+    with _interruptible(f"stopped; carry on with: at-smooth reproduce {table} --out {path}{again}"):
+        tables.carry_out(planned, Terminal(console))
+    _print_reproduced(console, chosen, planned)
+
+
 def main() -> None:
     """Entry point of the command."""
     cli()
@@ -183,10 +226,10 @@ def main() -> None:
 def _changes(given: dict[str, Any]) -> dict[str, Any]:
     """The fields of a recipe that the command line names."""
     fields = {field: value for field, value in given.items() if value is not None}
-    for name in ("others", "recipe_file"):
+    for name in ("others", "recipe_name"):
         fields.pop(name, None)
     for field, _ in _PLUGIN_OPTIONS.values():
-        pairs = fields.pop(f"{field}_options")
+        pairs = fields.pop(f"{field}_options", ())
         if pairs:
             fields[f"{field}_options"] = _pairs(pairs)
     return {**_pairs(given["others"]), **fields}
@@ -242,10 +285,7 @@ def _print_plugin(console: Any, entry: Any) -> None:
     if not plugin.model_fields:
         console.print("\nNo options.")
         return
-    table = _table("options")
-    for column in ("name", "default", "bounds"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("what it is")
+    table = _table("options", "name", "default", "bounds", "what it is")
     for name, field in plugin.model_fields.items():
         table.add_row(name, str(field.default), _bounds(field), field.description or "")
     console.print(table)
@@ -260,11 +300,52 @@ def _bounds(field: Any) -> str:
     return ", ".join(found)
 
 
-def _table(title: str) -> Any:
+def _print_forecast(console: Any, planned: list[Any]) -> None:
+    from at_smooth.reproduce import Forecast
+
+    forecast = Forecast()
+    listing = _table("runs", "run", "teachers first", "time", "what")
+    total = 0.0
+    for item in planned:
+        recipe, done = item.recipe, item.run is not None
+        seconds = 0.0 if done else forecast.seconds(recipe)
+        total += seconds
+        what = f"{recipe.method}/{recipe.attack} {recipe.threat}; {recipe.model} on {recipe.dataset}"
+        teachers = ", ".join(forecast.teachers(recipe)) or "-"
+        listing.add_row(item.row.name, teachers, "done" if done else _duration(seconds), what)
+    console.print(listing)
+    console.print(f"all of it on this device, about: {_duration(total)}", highlight=False)
+
+
+def _print_reproduced(console: Any, table: Any, planned: list[Any]) -> None:
+    from at_smooth.reproduce import own_figures
+
+    listing = _table("ours / the paper's, percent", "run", "RA best", "RA final", "SA best", "SA final")
+    for item in planned:
+        ours = own_figures(item.run.summary, table.last5)
+        cells = [f"{own:.2f} / {theirs:.2f}" for own, theirs in zip(ours, item.row.paper, strict=True)]
+        listing.add_row(item.row.name, *cells)
+    console.print(listing)
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours, days = seconds / 60, seconds / 3600, seconds / 86400
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    if hours < 2:
+        return f"{minutes:.0f} min"
+    return f"{hours:.1f} h" if days < 3 else f"{days:.1f} days"
+
+
+def _table(title: str, *columns: str) -> Any:
+    """An empty table; its last column may wrap, the others stay on one line."""
     from rich import box
     from rich.table import Table
 
-    return Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for column in columns:
+        table.add_column(column, no_wrap=column != columns[-1], overflow="fold")
+    return table
 
 
 @contextmanager

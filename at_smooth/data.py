@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor
 from at_smooth.exceptions import DataError
 from at_smooth.interfaces import Batch, Images
 from at_smooth.runtime import generator
+
+Split = Literal["stratified", "last", "permutation"]
 
 
 @dataclass(frozen=True)
@@ -120,14 +122,19 @@ class Data:
         *,
         seed: int = 0,
         validation: float = 0.1,
+        split: Split = "stratified",
+        split_seed: int | None = None,
         augmentation: Augmentation | None = None,
     ) -> Data:
-        """Check the images and set a stratified share of the training set aside for validation.
+        """Check the images and set a share of the training set aside for validation.
 
         Args:
             images: What was loaded.
             seed: Decides the split, and later the order.
             validation: Share of the training set, in (0, 1); the paper's is 0.1.
+            split: ``"stratified"``, the same share of every class; or as the published code has it: ``"last"``, the
+                end of the training set, or ``"permutation"``, the end of a NumPy permutation.
+            split_seed: Decides the split in the seed's place.
             augmentation: None for none.
 
         Raises:
@@ -140,7 +147,11 @@ class Data:
                 raise DataError(
                     f"training images are {_size(images.train)}, test images {_size(images.test)}: make them one size."
                 )
-        kept, held_out = _stratified(images.train_labels.numpy(), validation, seed)
+        if len(torch.unique(images.train_labels)) < 2:
+            raise DataError("training set: all images are of one class, so there is nothing to tell apart.")
+        kept, held_out = _split(
+            images.train_labels.numpy(), validation, split, seed if split_seed is None else split_seed
+        )
         return cls(
             Part(images.train[kept], images.train_labels[kept]),
             Part(images.train[held_out], images.train_labels[held_out]),
@@ -216,6 +227,8 @@ def check(images: Tensor, labels: Tensor, num_classes: int, name: str) -> None:
         )
     if len(labels) == 0:
         raise DataError(f"{name}: there are no images.")
+    if num_classes < 2:
+        raise DataError(f"{name}: there is one class, so nothing to tell apart. Give at least two.")
     if labels.is_floating_point():
         raise DataError(f"{name}: labels are {labels.dtype}; give whole numbers from 0 to {num_classes - 1}.")
     outside = ((labels < 0) | (labels >= num_classes)).nonzero()
@@ -237,14 +250,21 @@ def check(images: Tensor, labels: Tensor, num_classes: int, name: str) -> None:
         )
 
 
-def _stratified(labels: np.ndarray, share: float, seed: int) -> tuple[Tensor, Tensor]:
+def _split(labels: np.ndarray[Any, Any], share: float, split: Split, seed: int) -> tuple[Tensor, Tensor]:
+    held_out = max(1, round(len(labels) * share))
+    if len(labels) - held_out < 2:
+        raise DataError(f"training set: {len(labels)} images are too few to set some aside for validation.")
+    if split == "stratified":
+        return _stratified(labels, held_out, seed)
+    order = np.arange(len(labels)) if split == "last" else np.random.RandomState(seed).permutation(len(labels))
+    return torch.from_numpy(order[:-held_out]), torch.from_numpy(order[-held_out:])
+
+
+def _stratified(labels: np.ndarray[Any, Any], held_out: int, seed: int) -> tuple[Tensor, Tensor]:
     from sklearn.model_selection import train_test_split
 
     counts = np.bincount(labels)
     counts = counts[counts > 0]
-    held_out = max(1, round(len(labels) * share))
-    if len(labels) - held_out < 2:
-        raise DataError(f"training set: {len(labels)} images are too few to set some aside for validation.")
     # a class with one image, or fewer places than classes, cannot be spread evenly
     even = counts.min() >= 2 and held_out >= len(counts) and len(labels) - held_out >= len(counts)
     kept, val = train_test_split(

@@ -93,7 +93,12 @@ def prepare_data(recipe: Recipe) -> Data:
     dataset: Dataset = recipe.plugin("dataset")
     augmentation = Augmentation(dataset.crop, dataset.flip, dataset.rotation)
     return Data.split(
-        dataset.load(recipe.data_dir), seed=recipe.seed, validation=recipe.validation, augmentation=augmentation
+        dataset.load(recipe.data_dir),
+        seed=recipe.seed,
+        validation=recipe.validation,
+        split=recipe.split,
+        split_seed=recipe.split_seed,
+        augmentation=augmentation,
     )
 
 

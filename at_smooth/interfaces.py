@@ -112,12 +112,13 @@ class Schedule:
 class Teachers(Protocol):
     """Where a regularizer gets its teachers from."""
 
-    def get(self, method: str, path: Path | None = None) -> nn.Module:
+    def get(self, method: str, path: Path | None = None, **changes: Any) -> nn.Module:
         """A frozen copy of the student's architecture, trained by ``method``, in eval mode on the student's device.
 
         Args:
             method: Name of the method that trained it, as in ``"at"``.
             path: A run directory or checkpoint to take it from; None finds or trains one.
+            **changes: Where its recipe differs from the student's otherwise, as in ``attack="fgsm"``.
         """
         ...  # pragma: no cover
 
@@ -216,8 +217,28 @@ class Images:
     num_classes: int
 
 
+@dataclass(frozen=True)
+class Size:
+    """How large a published data set is, known before it is there.
+
+    Attributes:
+        shape: (C, H, W).
+        train: Training images, those for validation among them.
+        test: Test images.
+        num_classes: K.
+    """
+
+    shape: tuple[int, int, int]
+    train: int
+    test: int
+    num_classes: int
+
+
 class Dataset(Plugin):
     """Reads a set of images, and says how training augments them."""
+
+    #: How large it is, where that is known before it is read; forecasts use it.
+    published: ClassVar[Size | None] = None
 
     #: What a recipe on this data set starts from, before the user's own choices.
     recipe: ClassVar[Mapping[str, Any]] = {}

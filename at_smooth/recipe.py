@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from at_smooth import registry
 from at_smooth.attacks import AttackSpec, Norm, Pixels, Threat
+from at_smooth.data import Split
 from at_smooth.engine import Settings
 from at_smooth.exceptions import InputError, OptionError, explain
 from at_smooth.interfaces import Dataset
@@ -59,6 +60,11 @@ class Recipe(Settings):
     smoother: str = Field(default="none", description="what smooths the weights")
     smoother_options: Options = Field(default_factory=dict)
     validation: float = Field(default=0.1, gt=0, lt=1, description="share of the training set held out")
+    split: Split = Field(
+        default="stratified",
+        description="which share: stratified by class, the last images, or the end of a permutation",
+    )
+    split_seed: int | None = Field(default=None, ge=0, lt=2**32, description="decides the split; default: the seed")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="arithmetic of training")
     threads: int | None = Field(default=None, ge=1, description="CPU threads; default: torch's, one a core")
@@ -105,8 +111,8 @@ class Recipe(Settings):
         return registry.create(PLUGIN_FIELDS[field], getattr(self, field), getattr(self, f"{field}_options"))
 
     def replacing(self, **changes: Any) -> Recipe:
-        """The same recipe with some fields changed."""
-        return Recipe(**{**self.model_dump(), **changes})
+        """The same recipe with some fields changed; a plugin newly named starts from its own defaults."""
+        return Recipe(**merge(self.model_dump(), changes))
 
     def to_dict(self) -> dict[str, Any]:
         """Every field in plain types, what is trained before how."""

@@ -6,7 +6,10 @@ names both; a plugin that fails to import breaks only the run that asks for it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
     from at_smooth.interfaces import Plugin
 
 #: The kinds of plugin, each the entry-point group ``at_smooth.<kind>``.
-KINDS = ("methods", "regularizers", "smoothers", "evaluators", "datasets", "models", "analyses")
+KINDS = ("methods", "regularizers", "smoothers", "evaluators", "datasets", "models", "analyses", "recipes")
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,17 @@ class Entry:
         singular = self.kind[:-1] if self.kind != "analyses" else "analysis"
         base = _interface(self.kind)
         try:
-            plugin = EntryPoint(self.name, self.target, f"at_smooth.{self.kind}").load()
+            with _own_modules(":" in self.name):
+                plugin = EntryPoint(self.name, self.target, f"at_smooth.{self.kind}").load()
         except Exception as error:  # whatever a third party's module raises is its own failure, not ours
             raise PluginError(
                 f"{singular} '{self.name}' of the distribution '{self.distribution}' {self.version} fails to import: "
                 f"{type(error).__name__}: {error}. Update or uninstall that distribution."
             ) from error
+        if self.kind == "models" and ":" in self.name and callable(plugin) and not isinstance(plugin, type):
+            from at_smooth.factory import Factory
+
+            return Factory.around(plugin)
         if not (isinstance(plugin, type) and issubclass(plugin, base)):
             raise PluginError(
                 f"{singular} '{self.name}' of the distribution '{self.distribution}' is {plugin!r}, "
@@ -72,7 +80,8 @@ def entries(kind: str) -> list[Entry]:
 def find(kind: str, name: str) -> Entry:
     """The one plugin of that kind and name.
 
-    A name of the form ``package.module:Class`` reaches a class that no distribution registers.
+    A name of the form ``package.module:Class`` reaches a class that no distribution registers, and among the models
+    also a function that makes a network.
 
     Raises:
         PluginError: No plugin, or more than one, has that name.
@@ -106,6 +115,20 @@ def create(kind: str, name: str, options: Mapping[str, Any] | None = None) -> An
         OptionError: An option is unknown, of the wrong type or out of bounds.
     """
     return load(kind, name).build_from(options or {}, subject=f"{kind[:-1]} {name}")
+
+
+@contextmanager
+def _own_modules(wanted: bool) -> Iterator[None]:
+    """Let ``package.module:name`` reach modules in the working directory, as ``python -m`` does."""
+    if not wanted:
+        yield
+        return
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
 
 
 def _interface(kind: str) -> type[Plugin]:

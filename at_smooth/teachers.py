@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from at_smooth import checkpoint, registry
 from at_smooth._version import __version__
+from at_smooth.attacks import AttackSpec
 from at_smooth.exceptions import CheckpointError
 from at_smooth.network import network_from
 from at_smooth.recipe import CIRCUMSTANCES, PLUGIN_FIELDS, Recipe
@@ -44,8 +45,10 @@ class TrainedOnTheSpot:
         self._engine = engine
         self._initial = {name: value.detach().cpu().clone() for name, value in engine.model.state_dict().items()}
 
-    def get(self, method: str, path: Path | None = None) -> nn.Module:
+    def get(self, method: str, path: Path | None = None, **changes: Any) -> nn.Module:
         """A teacher; with ``path``, a checkpoint whose weights fit the engine's model.
+
+        Of ``changes``, an engine without a recipe knows ``attack`` and ``attack_options``.
 
         Raises:
             CheckpointError: The checkpoint does not fit.
@@ -62,7 +65,7 @@ class TrainedOnTheSpot:
                 model,
                 student.data,
                 method=registry.create("methods", method),
-                attack=student.wanted_attack,
+                attack=_changed(student.wanted_attack, changes),
                 settings=student.settings.model_copy(update={"test_every": 0}),
                 runtime=student.runtime,
             )
@@ -106,38 +109,38 @@ class SelfTeachers:
         self._train = train
         self._note = note
 
-    def get(self, method: str, path: Path | None = None) -> nn.Module:
+    def get(self, method: str, path: Path | None = None, **changes: Any) -> nn.Module:
         """A teacher, frozen, in eval mode.
 
         Raises:
             CheckpointError: The checkpoint at ``path`` is unreadable, or from another architecture, data set or split.
         """
-        own = self._folder / method / "checkpoints" / "best.pt"
+        name = _kind(method, changes)
+        own = self._folder / name / "checkpoints" / "best.pt"
         if path is not None and not own.is_file():
             source = _checkpoint_at(path)
             content = checkpoint.load(source)
             self._refuse_stranger(content, source)
             _weights(content, source)
             _link(source, own)
-            self._note(f"teacher '{method}': {source}")
-        elif path is None and not (self._folder / method / "summary.json").is_file():
-            self._find_or_train(method)
+            self._note(f"teacher '{name}': {source}")
+        elif path is None and not (self._folder / name / "summary.json").is_file():
+            self._find_or_train(name, teacher_recipe(self._recipe, method, **changes))
         content = checkpoint.load(own)
         self._refuse_stranger(content, own)
         recipe = Recipe(**content["recipe"])
         return frozen(self._runtime.place(network_from(content, recipe, _weights(content, own), own)))
 
-    def _find_or_train(self, method: str) -> None:
-        own = self._folder / method
-        recipe = teacher_recipe(self._recipe, method)
+    def _find_or_train(self, name: str, recipe: Recipe) -> None:
+        own = self._folder / name
         cached = cache_directory() / "teachers" / teacher_key(recipe, self._fingerprint)
         begun = (own / "recipe.yaml").is_file()
         if not begun and (cached / "summary.json").is_file():
             _copy_run(cached, own)
-            self._note(f"self-teacher '{method}': reused from the cache ({cached})")
+            self._note(f"self-teacher '{name}': reused from the cache ({cached})")
             return
-        self._note(f"self-teacher '{method}': {'continued' if begun else 'trained first, then cached'}")
-        self._train(recipe, own, method)
+        self._note(f"self-teacher '{name}': {'continued' if begun else 'trained first, then cached'}")
+        self._train(recipe, own, name)
         _publish(own, cached)
 
     def _refuse_stranger(self, content: dict[str, Any], source: Path) -> None:
@@ -156,11 +159,10 @@ class SelfTeachers:
             raise CheckpointError(f"the teacher {source} does not fit the student: {'; '.join(reasons)}.")
 
 
-def teacher_recipe(recipe: Recipe, method: str) -> Recipe:
+def teacher_recipe(recipe: Recipe, method: str, **changes: Any) -> Recipe:
     """The student's recipe with another method, no smoothing and no look at the test set."""
     neutral = {field: Recipe.model_fields[field].default for field in ("regularizer", "smoother")}
-    changes = {"method": method, "method_options": {}, "regularizer_options": {}, "smoother_options": {}}
-    return recipe.replacing(**neutral, **changes, test_every=0)
+    return recipe.replacing(**neutral, method=method, test_every=0, **changes)
 
 
 def teacher_key(recipe: Recipe, fingerprint: str) -> str:
@@ -180,6 +182,22 @@ def cache_directory() -> Path:
         return Path(own).expanduser()
     shared = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
     return (Path(shared) if shared else Path.home() / ".cache") / "at-smooth"
+
+
+def _kind(method: str, changes: dict[str, Any]) -> str:
+    """A folder's name for one kind of teacher, as in ``at`` or ``at-steps-100``."""
+    parts = [method]
+    for value in changes.values():
+        parts += [f"{key}-{each}" for key, each in value.items()] if isinstance(value, dict) else [str(value)]
+    return "-".join(parts).replace(":", ".").replace("/", ".")
+
+
+def _changed(attack: AttackSpec, changes: dict[str, Any]) -> AttackSpec:
+    if not changes:
+        return attack
+    same = changes.get("attack", attack.name) == attack.name
+    options = {**(attack.options() if same else {}), **changes.get("attack_options", {})}
+    return AttackSpec.parse(changes.get("attack", attack.name), attack.threat, options)
 
 
 def _weights(content: dict[str, Any], source: Path) -> dict[str, Tensor]:

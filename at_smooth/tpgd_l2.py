@@ -44,4 +44,5 @@ class TPGDL2(Attack):  # type: ignore[misc]  # torchattacks is untyped
 
 def _norms(batch: Tensor) -> Tensor:
     """The L2 norm of each image, (N, 1, 1, 1)."""
-    return torch.linalg.vector_norm(batch, dim=(1, 2, 3), keepdim=True)
+    norms: Tensor = torch.linalg.vector_norm(batch, dim=(1, 2, 3), keepdim=True)
+    return norms

@@ -1,4 +1,4 @@
-"""Train the paper's settings on the embedded digits over several seeds and write the table of docs/results.md.
+"""Train the paper's settings on the embedded digits over several seeds and write the tables of docs/results.md.
 
     python examples/digits_results.py --seeds 5 --jobs 2
 
@@ -31,7 +31,7 @@ SETTINGS = {
     "KD_std&adv + SWA": ["--regularizer", "kd-std-adv", "--smoother", "swa"],
     "KD_std&adv + iSWA": ["--regularizer", "kd-std-adv", "--smoother", "iswa"],
 }
-BEGIN, END = "<!-- table: written by examples/digits_results.py -->", "<!-- end of table -->"
+TABLES = {"default": [], "true-labels": ["-D", "label_noise=0"]}
 
 
 def folder(out: Path, setting: str, seed: int) -> Path:
@@ -67,21 +67,27 @@ def main() -> None:
     parser.add_argument("--write", type=Path, default=Path(__file__).parents[1] / "docs" / "results.md")
     arguments = parser.parse_args()
 
+    seeds = range(arguments.seeds)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         jobs = [
-            pool.submit(train, folder(arguments.out, setting, seed), options, seed)
-            for seed in range(arguments.seeds)
+            pool.submit(train, folder(arguments.out / name, setting, seed), [*common, *options], seed)
+            for name, common in TABLES.items()
+            for seed in seeds
             for setting, options in SETTINGS.items()
         ]
         for job in jobs:
             job.result()
 
-    lines = table(arguments.out, arguments.seeds)
-    print("\n".join(lines))
-    head, _, rest = arguments.write.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    made = f"at-smooth {__version__}, {arguments.seeds} seeds, {platform.system()} on {platform.machine()}, CPU"
-    text = head + "\n".join([BEGIN, "", f"({made}; mean ± standard deviation, percent)", "", *lines, "", END]) + tail
+    text = arguments.write.read_text(encoding="utf-8")
+    made = f"at-smooth {__version__}, {len(seeds)} seeds, {platform.system()} on {platform.machine()}, CPU"
+    for name in TABLES:
+        lines = table(arguments.out / name, len(seeds))
+        print("\n".join([name, *lines]))
+        begin, end = f"<!-- table {name} -->", f"<!-- end of table {name} -->"
+        head, _, rest = text.partition(begin)
+        _, _, tail = rest.partition(end)
+        body = [begin, f"{made}; mean ± standard deviation, percent:", "", *lines, "", end]
+        text = head + "\n".join(body) + tail
     arguments.write.write_text(text, encoding="utf-8")
 
 

@@ -215,7 +215,7 @@ def test_resuming_with_another_recipe_is_refused(plain_run, contents):
     ("arguments", "words"),
     [
         (["plugins", "method"], "did you mean 'methods'"),
-        (["plugins", "methods", "ta"], "did you mean 'at'"),
+        (["plugins", "methods", "ta"], "did you mean"),
         (["compare", "missing"], "no run directory"),
         (["tarin"], "tarin"),
     ],

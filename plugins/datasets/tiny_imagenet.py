@@ -10,7 +10,7 @@ import torch
 from at_smooth_plugins.datasets.image_files import image_files, read_images
 from pydantic import Field
 
-from at_smooth import DataError, Dataset, Images
+from at_smooth import DataError, Dataset, Images, Size
 
 _LAYOUT = (
     "Unpack tiny-imagenet-200.zip and give --data-dir the folder tiny-imagenet-200, which holds "
@@ -26,6 +26,8 @@ class TinyImageNet(Dataset):
         "epochs": 100,
         "milestones": [50, 80],
     }
+
+    published: ClassVar[Size | None] = Size((3, 64, 64), 100_000, 10_000, 200)
 
     crop: int = Field(default=4, ge=0, description="random crop after zero-padding by this many pixels on each side")
     flip: bool = Field(default=True, description="random horizontal flip")

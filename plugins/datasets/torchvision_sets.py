@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from at_smooth import DataError, Dataset, Images, cache_directory
+from at_smooth import DataError, Dataset, Images, Size, cache_directory
 
 
 class _TorchvisionSet(Dataset):
@@ -48,6 +48,7 @@ class _TorchvisionSet(Dataset):
 class CIFAR10(_TorchvisionSet):
     """CIFAR-10: 60,000 colour images of 32x32 in 10 classes."""
 
+    published: ClassVar[Size | None] = Size((3, 32, 32), 50_000, 10_000, 10)
     _NAME: ClassVar[str] = "cifar10"
     _FILES: ClassVar[str] = "cifar-10-python.tar.gz"
 
@@ -63,6 +64,7 @@ class CIFAR10(_TorchvisionSet):
 class CIFAR100(_TorchvisionSet):
     """CIFAR-100: 60,000 colour images of 32x32 in 100 classes; rotated in training, as in the published code."""
 
+    published: ClassVar[Size | None] = Size((3, 32, 32), 50_000, 10_000, 100)
     _NAME: ClassVar[str] = "cifar100"
     _FILES: ClassVar[str] = "cifar-100-python.tar.gz"
     _NUM_CLASSES: ClassVar[int] = 100
@@ -80,6 +82,7 @@ class CIFAR100(_TorchvisionSet):
 class SVHN(_TorchvisionSet):
     """SVHN: 99,289 house numbers of 32x32 in 10 classes; trained as in A1.3 (80 epochs, lr 0.01, cosine)."""
 
+    published: ClassVar[Size | None] = Size((3, 32, 32), 73_257, 26_032, 10)
     _NAME: ClassVar[str] = "svhn"
     _FILES: ClassVar[str] = "train_32x32.mat and test_32x32.mat"
 
@@ -101,6 +104,7 @@ class SVHN(_TorchvisionSet):
 class STL10(_TorchvisionSet):
     """STL-10: 5,000 training and 8,000 test images of 96x96 in 10 classes; the unlabelled ones are not used."""
 
+    published: ClassVar[Size | None] = Size((3, 96, 96), 5_000, 8_000, 10)
     _NAME: ClassVar[str] = "stl10"
     _FILES: ClassVar[str] = "stl10_binary.tar.gz"
 

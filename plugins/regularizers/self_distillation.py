@@ -41,6 +41,12 @@ class BothTeachers(Regularizer):
     times_t2: bool = Field(
         default=True, description="multiply KD by T^2, as the published code does; the paper does not say"
     )
+    adv_attack: str | None = Field(
+        default=None, description="attack that the robust teacher is trained on; default: the run's own (Table 6)"
+    )
+    adv_steps: int | None = Field(
+        default=None, ge=1, description="steps of that attack; default: the run's own, or the attack's (Table 6)"
+    )
     adv_teacher: Path | None = Field(default=None, description="run or checkpoint to use as the robust teacher")
     std_teacher: Path | None = Field(default=None, description="run or checkpoint to use as the standard teacher")
 
@@ -66,7 +72,9 @@ class BothTeachers(Regularizer):
         if self.lambda_std:
             self._std_teacher = teachers.get("standard", self.std_teacher)
         if self.lambda_adv:
-            self._adv_teacher = teachers.get("at", self.adv_teacher)
+            attack = {"attack": self.adv_attack, "attack_options": self.adv_steps and {"steps": self.adv_steps}}
+            kind = {field: value for field, value in attack.items() if value}
+            self._adv_teacher = teachers.get("at", self.adv_teacher, **kind)
 
     def terms(self, step: Step) -> Terms:
         """The three terms of Eq. 1."""

@@ -1,0 +1,58 @@
+"""Architectures that no distribution registers: any function that makes a network, by ``package.module:function``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from pydantic import ConfigDict
+from torch import nn
+
+from at_smooth.exceptions import OptionError
+from at_smooth.interfaces import Architecture
+
+
+class Factory(Architecture):
+    """A function that makes a network. It gets the options ``-N``, and ``shape`` and ``num_classes`` if it takes them.
+
+    The network gets images in [0, 1], normalised by channel, and gives logits (N, num_classes).
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    make: ClassVar[Callable[..., Any]]
+
+    @classmethod
+    def around(cls, make: Callable[..., Any]) -> type[Factory]:
+        """The architecture that calls ``make``."""
+        return type(cls.__name__, (cls,), {"make": staticmethod(make), "__doc__": inspect.getdoc(make) or cls.__doc__,
+                                           "__module__": cls.__module__,
+                                           "__annotations__": {"make": ClassVar[Callable[..., Any]]}})  # fmt: skip
+
+    def build(self, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+        """Call the function and try the network on two images.
+
+        Raises:
+            OptionError: The function refuses the options, or gives no network, or the network gives no such logits.
+        """
+        make = type(self).make
+        known = {"shape": shape, "num_classes": num_classes}
+        accepted = inspect.signature(make).parameters
+        given = {name: value for name, value in known.items() if name in accepted}
+        try:
+            network = make(**given, **(self.model_extra or {}))
+        except TypeError as error:
+            raise OptionError(f"the model's function refuses its options ({error}); set them with -N.") from None
+        if not isinstance(network, nn.Module):
+            raise OptionError(f"the model's function gives {type(network).__name__}, not a torch.nn.Module.")
+        with torch.no_grad():
+            logits = network.eval()(torch.zeros(2, *shape))
+        if not isinstance(logits, torch.Tensor) or logits.shape != (2, num_classes):
+            found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+            raise OptionError(
+                f"on two images of shape {shape} the model gives {found}; it should give logits (2, {num_classes}). "
+                f"A function with a parameter num_classes is told how many classes there are."
+            )
+        return network.train()

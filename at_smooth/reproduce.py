@@ -1,0 +1,173 @@
+"""A paper's table by one command: what it consists of, how long it takes, and the runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from at_smooth.data import Data, Part
+from at_smooth.engine import Engine
+from at_smooth.experiment import prepare_data, train
+from at_smooth.interfaces import Dataset, Regularizer, Size
+from at_smooth.network import build_network
+from at_smooth.presets import Table, TableRow, recipe_from
+from at_smooth.progress import Progress
+from at_smooth.recipe import Recipe
+from at_smooth.run import Run, Summary
+from at_smooth.runtime import Runtime, fenced_randomness
+from at_smooth.teachers import teacher_recipe
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A row of a table and the run that it becomes."""
+
+    row: TableRow
+    recipe: Recipe
+    path: Path
+
+    @property
+    def run(self) -> Run | None:
+        """The run, if it is finished."""
+        return Run(self.path) if (self.path / "summary.json").is_file() else None
+
+
+def plan(table: Table, out: Path, changes: Mapping[str, Any], rehearse: bool) -> list[Planned]:
+    """The runs that a table consists of.
+
+    Args:
+        table: The table.
+        out: The folder of its run directories.
+        changes: Fields that the user sets in every row.
+        rehearse: Shrink every row by the preset ``rehearse``: same plugins, embedded digits, minutes.
+    """
+    planned = []
+    for row in table.rows:
+        recipe = table.recipe(row, changes)
+        if rehearse:
+            recipe = _rehearsal(recipe, changes)
+        planned.append(Planned(row, recipe, out / row.name.replace("/", "--")))
+    return planned
+
+
+def carry_out(planned: list[Planned], progress: Progress) -> None:
+    """Train what is missing, carry on with what was interrupted, skip what is done."""
+    for number, item in enumerate(planned, start=1):
+        head = f"[{number}/{len(planned)}] {item.row.name}"
+        if item.run:
+            progress.note(f"{head}: done before")
+            continue
+        begun = (item.path / "recipe.yaml").is_file()
+        progress.note(f"{head}: {'continued' if begun else 'begins'}")
+        train(item.recipe, item.path, resume=begun, progress=progress)
+
+
+def own_figures(summary: Summary, last5: bool) -> list[float | None]:
+    """RA best, RA final, SA best, SA final of the reported weights, in the paper's order."""
+    block = summary[summary["reported"]]
+    final = block["final"]["last5_ra_mean" if last5 else "test_ra"]
+    return [block["best"]["test_ra"], final, block["best"]["test_sa"], block["final"]["test_sa"]]
+
+
+class Forecast:
+    """How long runs take on this device, measured on a few made-up images of the right shape.
+
+    What was measured once serves every row of the same architecture, image shape, method and attack.
+    """
+
+    def __init__(self) -> None:
+        self._measured: dict[tuple[object, ...], tuple[float, float]] = {}
+        self._sizes: dict[str, Size] = {}
+        self._taught: set[str] = set()
+
+    def seconds(self, recipe: Recipe) -> float:
+        """Seconds for a run, those for its self-teachers among them unless an earlier row trains the same."""
+        total = self._training(recipe)
+        for teacher in _teachers_of(recipe):
+            if teacher.to_yaml() not in self._taught:
+                self._taught.add(teacher.to_yaml())
+                total += self._training(teacher)
+        return total
+
+    def teachers(self, recipe: Recipe) -> list[str]:
+        """The methods of the self-teachers that a run would train."""
+        return [teacher.method for teacher in _teachers_of(recipe)]
+
+    def _training(self, recipe: Recipe) -> float:
+        size = self._size(recipe)
+        step, evaluation = self._per_image(recipe, size)
+        models = 1 if recipe.smoother == Recipe.model_fields["smoother"].default else 2
+        n_val = round(size.train * recipe.validation)
+        evaluated = n_val * recipe.epochs / recipe.validate_every
+        if recipe.test_every:
+            evaluated += size.test * recipe.epochs / recipe.test_every
+        return recipe.epochs * (size.train - n_val) * step + models * evaluated * evaluation
+
+    def _per_image(self, recipe: Recipe, size: Size) -> tuple[float, float]:
+        key = (recipe.model, str(recipe.model_options), size.shape, recipe.method, recipe.attack,
+               str(recipe.attack_options), recipe.norm, recipe.precision, recipe.device)  # fmt: skip
+        if key not in self._measured:
+            self._measured[key] = _measure(recipe, size)
+        return self._measured[key]
+
+    def _size(self, recipe: Recipe) -> Size:
+        dataset: Dataset = recipe.plugin("dataset")
+        if dataset.published is not None:
+            return dataset.published
+        key = f"{recipe.dataset} {recipe.data_dir} {recipe.dataset_options}"
+        if key not in self._sizes:
+            data = prepare_data(recipe)
+            self._sizes[key] = Size(data.shape, data.train.n + data.val.n, data.test.n, data.num_classes)
+        return self._sizes[key]
+
+
+def _measure(recipe: Recipe, size: Size) -> tuple[float, float]:
+    """Seconds an image for a training step and for an evaluation."""
+    runtime = Runtime.choose(recipe.device, recipe.precision)
+    batch = min(recipe.batch_size, 4 if runtime.device.type == "cpu" else recipe.batch_size)
+    with fenced_randomness(0, "forecast"):
+        images = torch.randint(0, 256, (batch, *size.shape), dtype=torch.uint8)
+        part = Part(images, torch.arange(batch) % size.num_classes)
+        data = Data(part, part, part, size.num_classes)
+        network = build_network(recipe, size.shape, size.num_classes, data.pixel_statistics())
+        engine = Engine(
+            network,
+            data,
+            method=recipe.plugin("method"),
+            attack=recipe.attack_spec,
+            settings=recipe.replacing(batch_size=batch, lr=1e-6),
+            runtime=runtime,
+        )
+        engine.train_epoch(0)  # the first step is slow
+        began = time.perf_counter()
+        engine.train_epoch(1)
+        trained = time.perf_counter()
+        engine.accuracies(network, part)
+        evaluated = time.perf_counter()
+    return (trained - began) / batch, (evaluated - trained) / batch
+
+
+def _teachers_of(recipe: Recipe) -> list[Recipe]:
+    """The recipes of the self-teachers that a run would train, found by asking its regularizer."""
+    asked: list[Recipe] = []
+
+    class Listener:
+        def get(self, method: str, path: Path | None = None, **changes: Any) -> torch.nn.Module:
+            if path is None:
+                asked.append(teacher_recipe(recipe, method, **changes))
+            return torch.nn.Identity()
+
+    regularizer: Regularizer = recipe.plugin("regularizer")
+    regularizer.setup(Listener())
+    return asked
+
+
+def _rehearsal(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """A row shrunk: everything about it that names a plugin stays, but for the data."""
+    keep = ("model", "method", "attack", "norm", "regularizer", "regularizer_options", "smoother")
+    return recipe_from("rehearse", {**{field: getattr(recipe, field) for field in keep}, **changes})

@@ -1,0 +1,1 @@
+"""The presets and tables of the paper, as YAML."""
