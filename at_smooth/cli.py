@@ -23,7 +23,7 @@ _PLUGIN_OPTIONS = {
     "D": ("dataset", "the data set"),
     "N": ("model", "the model (network)"),
     "M": ("method", "the method"),
-    "A": ("attack", "the attack"),
+    "A": ("attack", "the attack (steps, step_size, random_start, mode)"),
     "R": ("regularizer", "the regularizer"),
     "S": ("smoother", "the smoother"),
 }
@@ -216,6 +216,8 @@ def reproduce(table: str | None, out: Path | None, dry_run: bool, rehearse: bool
     with _interruptible(f"stopped; carry on with: at-smooth reproduce {table} --out {path}{again}"):
         tables.carry_out(planned, Terminal(console))
     _print_reproduced(console, chosen, planned)
+    if rehearse:
+        console.print("A rehearsal shows that every run works; its numbers mean nothing.", highlight=False)
 
 
 def main() -> None:
@@ -338,13 +340,13 @@ def _duration(seconds: float) -> str:
 
 
 def _table(title: str, *columns: str) -> Any:
-    """An empty table; its last column may wrap, the others stay on one line."""
+    """An empty table; columns of words ("what ...") may wrap, the others stay on one line."""
     from rich import box
     from rich.table import Table
 
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     for column in columns:
-        table.add_column(column, no_wrap=column != columns[-1], overflow="fold")
+        table.add_column(column, no_wrap=not column.startswith("what"), overflow="fold")
     return table
 
 

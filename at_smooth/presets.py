@@ -129,10 +129,10 @@ def resolve(preset: Fields, changes: Mapping[str, Any]) -> Fields:
 
 def layer(preset: Fields, base: Fields) -> Fields:
     """A preset on top of the one that it is based on."""
-    merged = {**base, **preset}
-    for part in ("for_dataset", "plugin_defaults"):
-        below, above = base.get(part, {}), preset.get(part, {})
-        merged[part] = {key: {**below.get(key, {}), **above.get(key, {})} for key in {**below, **above}}
+    merged = dict(base)
+    for key, value in preset.items():
+        below = merged.get(key)
+        merged[key] = layer(value, below) if isinstance(value, dict) and isinstance(below, dict) else value
     return merged
 
 

@@ -6,12 +6,15 @@ names both; a plugin that fails to import breaks only the run that asks for it.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from at_smooth.exceptions import PluginError, nearest
@@ -45,9 +48,12 @@ class Entry:
             with _own_modules(":" in self.name):
                 plugin = EntryPoint(self.name, self.target, f"at_smooth.{self.kind}").load()
         except Exception as error:  # whatever a third party's module raises is its own failure, not ours
+            reason = f"fails to import: {type(error).__name__}: {error}"
+            if ":" in self.name:
+                raise PluginError(f"{singular} '{self.name}' {reason}. Write it as package.module:name.") from error
             raise PluginError(
-                f"{singular} '{self.name}' of the distribution '{self.distribution}' {self.version} fails to import: "
-                f"{type(error).__name__}: {error}. Update or uninstall that distribution."
+                f"{singular} '{self.name}' of the distribution '{self.distribution}' {self.version} {reason}. "
+                f"Update or uninstall that distribution."
             ) from error
         if self.kind == "models" and ":" in self.name and callable(plugin) and not isinstance(plugin, type):
             from at_smooth.factory import Factory
@@ -87,7 +93,7 @@ def find(kind: str, name: str) -> Entry:
         PluginError: No plugin, or more than one, has that name.
     """
     if ":" in name:
-        return Entry(kind, name, name, "an importable module", "")
+        return Entry(kind, name, name, "an importable module", _source_digest(name.partition(":")[0]))
     everything = entries(kind)
     matches = [entry for entry in everything if entry.name == name]
     if not matches:
@@ -129,6 +135,16 @@ def _own_modules(wanted: bool) -> Iterator[None]:
         yield
     finally:
         sys.path.remove(here)
+
+
+def _source_digest(module: str) -> str:
+    """A digest of a module's source, which is all the version that it has; empty where there is none."""
+    try:
+        with _own_modules(True):
+            spec = find_spec(module)
+        return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:8] if spec and spec.origin else ""
+    except (ImportError, OSError, ValueError):
+        return ""  # loading it will say what is wrong
 
 
 def _interface(kind: str) -> type[Plugin]:

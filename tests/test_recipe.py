@@ -31,7 +31,9 @@ def test_the_data_set_has_its_defaults_and_the_user_the_last_word(tmp_path):
     digits, npz = Recipe(), Recipe(dataset="npz", data_dir=tmp_path)
     own = registry.load("datasets", "digits")
     assert own.recipe
-    assert {field: getattr(digits, field) for field in own.recipe} == own.recipe
+    for field, value in own.recipe.items():
+        resolved = getattr(digits, field)
+        assert resolved == (resolved | value if isinstance(value, dict) else value)
     assert digits.eps == float(own.radii["Linf"])
     assert (npz.model, npz.eps, npz.epochs, npz.lr) == ("preact-resnet-18", 8 / 255, 200, 0.1)
     assert Recipe(dataset="npz", data_dir=tmp_path, norm="L2").eps == 128 / 255
@@ -154,3 +156,21 @@ def test_a_copy_differs_in_what_is_changed(tiny):
     recipe = tiny()
     assert recipe.replacing(seed=5).to_dict() == {**recipe.to_dict(), "seed": 5}
     assert recipe.replacing() == recipe
+
+
+@pytest.mark.parametrize(
+    ("field", "name", "options"),
+    [
+        ("model", "convnet", {"width": 4}),
+        ("attack", "torchattacks:MIFGSM", {"steps": 3}),
+        ("smoother", "swa", {"start": 3}),
+    ],
+)
+def test_fields_may_come_in_any_order(field, name, options):
+    fields = {field: name, f"{field}_options": options}
+    assert Recipe(**dict(reversed(fields.items()))) == Recipe(**fields)
+
+
+@pytest.mark.parametrize("field", ["model", "method", "attack", "regularizer", "smoother", "norm"])
+def test_naming_what_is_the_default_changes_nothing(field):
+    assert Recipe(**{field: getattr(Recipe(), field)}) == Recipe()

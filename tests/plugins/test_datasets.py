@@ -7,7 +7,7 @@ from at_smooth import Data, DataError, OptionError, create
 
 
 def test_digits_are_scikit_learns():
-    images = create("datasets", "digits", {"pool": 1097}).load(None)
+    images = create("datasets", "digits", {"pool": 1097, "label_noise": 0}).load(None)
     assert images.train.shape == (1097, 1, 8, 8)
     assert images.test.shape == (700, 1, 8, 8)
     assert (images.train.dtype, images.num_classes) == (torch.uint8, 10)
@@ -22,12 +22,22 @@ def test_digits_are_scikit_learns():
 
 
 def test_a_small_pool_is_part_of_the_whole_and_leaves_the_test_set():
-    whole, small = (create("datasets", "digits", {"pool": pool}).load(None) for pool in (1097, 100))
+    whole, small = (create("datasets", "digits", {"pool": n, "label_noise": 0}).load(None) for n in (1097, 100))
     assert len(small.train) == 100
     assert torch.equal(small.test, whole.test)
     rest = {tuple(image.flatten().tolist()) for image in whole.train}
     assert all(tuple(image.flatten().tolist()) in rest for image in small.train)
     assert torch.bincount(small.train_labels, minlength=10).min() >= 9
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_label_noise_makes_its_share_of_the_training_labels_wrong(share):
+    true, noisy = (create("datasets", "digits", {"pool": 500, "label_noise": s}).load(None) for s in (0, share))
+    assert torch.equal(noisy.train, true.train)
+    wrong = (noisy.train_labels != true.train_labels).float().mean().item()
+    assert wrong == pytest.approx(share, abs=0.005)
+    assert 0 <= noisy.train_labels.min() <= noisy.train_labels.max() < 10
+    assert torch.equal(noisy.test_labels, true.test_labels)
 
 
 @pytest.mark.parametrize("pool", [19, 1098])
@@ -102,6 +112,7 @@ def test_npz_refuses_arrays_that_are_no_labelled_images(npz, changes, words):
         ({"num_classes": 2}, {"y_test": np.arange(10) % 3}, "test set: label 2 of example 2 .* 2 classes"),
         ({}, {"x_train": np.full((40, 6, 6), 255.0)}, "training set: pixel values .* outside"),
         ({}, {"x_test": np.zeros((9, 6, 6), np.uint8)}, "test set: 9 images but labels"),
+        ({}, {"y_train": np.zeros(40, int), "y_test": np.zeros(10, int)}, "one class"),
     ],
 )
 def test_npz_values_are_checked_before_training(npz, options, changes, words):

@@ -73,9 +73,10 @@ def test_the_average_begins_after_the_first_decay_or_half_of_the_training(first_
     assert moved[0] == start
 
 
-def test_swa_leaves_the_raw_model_alone():
+@pytest.mark.parametrize("name", ["swa", "ema"])
+def test_the_raw_model_is_left_alone(name):
     model, alone = network(), network()
-    run(attached("swa", model, start=0), model, 4)
+    run(attached(name, model, start=0), model, 4)
     run(attached("none", alone), alone, 4)
     assert all(torch.equal(*pair) for pair in zip(parameters(model), parameters(alone), strict=True))
 
@@ -120,7 +121,7 @@ def test_iswa_takes_the_averages_batchnorm_statistics_along():
     assert (model[1].running_mean == 7).all()
 
 
-@pytest.mark.parametrize("name", ["swa", "iswa"])
+@pytest.mark.parametrize("name", ["swa", "iswa", "ema"])
 def test_the_average_is_in_eval_mode_and_does_not_learn(name):
     model = network().train()
     smoother = attached(name, model, start=0)
@@ -150,3 +151,67 @@ def test_a_restored_average_continues_exactly(name, stop):
 def test_wrong_options_are_refused(options):
     with pytest.raises(OptionError, match=f"smoother swa: {next(iter(options))}"):
         create("smoothers", "swa", options)
+
+
+def train_steps(smoother, model, steps, begin=0):
+    """Train with 5 steps an epoch; give the weights after each step, and the epochs in which the average moved."""
+    seen, moved = [], []
+    for step in range(begin, steps):
+        change(model, step)
+        smoother.after_step(model, step)
+        seen.append(parameters(model))
+        if step % 5 == 4 and smoother.after_epoch(model, step // 5):
+            moved.append(step // 5)
+    return seen, moved
+
+
+@pytest.mark.parametrize(("decay", "start"), [(0.9, 0), (0.5, 0), (0.9, 1), (0, 2)])
+def test_ema_is_its_closed_form(decay, start):
+    """W_EMA = decay^n w_0 + (1 - decay) sum_i decay^(n - i) w_i, over the steps from the start on."""
+    model = network()
+    smoother = attached("ema", model, decay=decay, start=start)
+    seen, moved = train_steps(smoother, model, 15)
+    first, *later = seen[5 * start :]
+    n = len(later)
+    shares = [decay**n] + [(1 - decay) * decay ** (n - i) for i in range(1, n + 1)]
+    expected = [sum(s * w for s, w in zip(shares, each, strict=True)) for each in zip(first, *later, strict=True)]
+    torch.testing.assert_close(parameters(smoother.smoothed()), expected)
+    assert moved == list(range(start, 3))
+
+
+def test_ema_follows_the_weights_from_the_first_step_on():
+    model = network()
+    smoother = attached("ema", model)
+    assert smoother.smoothed() is None
+    seen, _ = train_steps(smoother, model, 1)
+    torch.testing.assert_close(parameters(smoother.smoothed()), seen[0])
+
+
+def test_ema_waits_for_its_start():
+    model = network()
+    smoother = attached("ema", model, start=2)
+    train_steps(smoother, model, 10)
+    assert smoother.smoothed() is None
+    train_steps(smoother, model, 11, begin=10)
+    assert smoother.smoothed() is not None
+
+
+@pytest.mark.parametrize("stop", [3, 10])
+def test_a_restored_ema_continues_exactly(stop):
+    whole_model, model = network(), network()
+    whole, begun = (attached("ema", each, start=1, decay=0.8) for each in (whole_model, model))
+    train_steps(whole, whole_model, 20)
+    train_steps(begun, model, stop)
+    state = copy.deepcopy(begun.state())
+    continued = attached("ema", network(), start=1, decay=0.8)
+    continued.restore(state)
+    train_steps(continued, model, 20, begin=stop)
+    assert all(
+        torch.equal(*pair) for pair in zip(parameters(whole.smoothed()), parameters(continued.smoothed()), strict=True)
+    )
+
+
+@pytest.mark.parametrize("options", [{"decay": 1}, {"decay": -0.1}, {"start": -1}, {"every": 2}], ids=str)
+def test_wrong_options_of_ema_are_refused(options):
+    with pytest.raises(OptionError, match=f"smoother ema: {next(iter(options))}"):
+        create("smoothers", "ema", options)
