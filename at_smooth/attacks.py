@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from torch import Tensor, nn
 
 from at_smooth.exceptions import OptionError, explain, nearest
@@ -137,6 +146,12 @@ class PGD(AttackSpec):
             self.__dict__["step_size"] = self.threat.eps * self._STEP_OVER_EPS[self.threat.norm]
         return self
 
+    def maximising(self, objective: Objective) -> AttackSpec:
+        """The same attack; on the divergence it has its own random start."""
+        if objective == "kl" and not self.random_start:
+            raise OptionError("the divergence has no gradient at the clean image, so -A random_start=false cannot be.")
+        return super().maximising(objective)
+
     def build(self, model: nn.Module) -> Any:
         """``torchattacks.PGD`` or ``PGDL2``; for the divergence ``TPGD``, or our own where the library has none."""
         import torchattacks
@@ -197,7 +212,9 @@ class LibraryAttack(AttackSpec):
                 f"Options: {', '.join(['mode', *own])}."
             )
         usual = {"alpha": threat.eps / 4} if "alpha" in own else {}
-        return _validated(cls, f"torchattacks:{attack}", threat, {**usual, **options}, attack=attack)
+        typed = {name: _like(accepted[name].default, value, f"torchattacks:{attack}: {name}")
+                 for name, value in options.items() if name in own}  # fmt: skip
+        return _validated(cls, f"torchattacks:{attack}", threat, {**usual, **options, **typed}, attack=attack)
 
     @property
     def name(self) -> str:
@@ -222,6 +239,17 @@ class LibraryAttack(AttackSpec):
             return attack(model, **own, **(self.model_extra or {}))
         except (TypeError, ValueError) as error:
             raise OptionError(f"attack torchattacks:{self.attack}: {error}") from None
+
+
+def _like(default: Any, value: Any, name: str) -> Any:
+    """A value as the type of a constructor's default, which is all that torchattacks says of its options."""
+    kind = type(default)
+    if kind not in (bool, int, float, str):
+        return value
+    try:
+        return TypeAdapter(kind).validate_python(parse_pixels(value) if kind is float else value)
+    except (ValidationError, ValueError):
+        raise OptionError(f"attack {name}: give {kind.__name__}, not {value!r}.") from None
 
 
 _OWN: dict[str, type[PGD]] = {"pgd": PGD, "fgsm": FGSM}

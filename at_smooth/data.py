@@ -147,11 +147,14 @@ class Data:
                 raise DataError(
                     f"training images are {_size(images.train)}, test images {_size(images.test)}: make them one size."
                 )
-        if len(torch.unique(images.train_labels)) < 2:
+        classes = len(torch.unique(images.train_labels))
+        if classes < 2:
             raise DataError("training set: all images are of one class, so there is nothing to tell apart.")
         kept, held_out = _split(
             images.train_labels.numpy(), validation, split, seed if split_seed is None else split_seed
         )
+        if split != "stratified" and len(torch.unique(images.train_labels[kept])) < classes:
+            raise DataError(f"the split '{split}' leaves a class without training images. Use --set split=stratified.")
         return cls(
             Part(images.train[kept], images.train_labels[kept]),
             Part(images.train[held_out], images.train_labels[held_out]),

@@ -94,6 +94,7 @@ class Recipe(Settings):
             plugin = registry.create(kind, getattr(self, field), getattr(self, f"{field}_options"))
             self.__dict__[f"{field}_options"] = plugin.options()
         self.__dict__["attack_options"] = self.attack_spec.options()
+        self.plugin("method").attack(self.attack_spec)  # refuses an attack that it cannot train on
         return self
 
     @property
@@ -157,16 +158,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def merge(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields with changes on top. A newly named plugin does not inherit the options of the one it replaces."""
+    """Fields with changes on top. A newly named plugin does not inherit the options of the one that it replaces."""
     merged = dict(fields)
+    options = {field: value for field, value in changes.items() if field.endswith("_options")}
     for field, value in changes.items():
-        if field.endswith("_options") and isinstance(merged.get(field), dict):
-            merged[field] = {**merged[field], **value}
-        else:
-            if f"{field}_options" in merged and merged.get(field) != value:
-                del merged[f"{field}_options"]
+        if field not in options:
+            if value != merged.get(field, _default(field)):
+                merged.pop(f"{field}_options", None)
             merged[field] = value
+    for field, value in options.items():
+        below = merged.get(field)
+        merged[field] = {**below, **value} if isinstance(below, dict) and isinstance(value, dict) else value
     return merged
+
+
+def _default(field: str) -> Any:
+    return Recipe.model_fields[field].default if field in Recipe.model_fields else None
 
 
 def _with_dataset_defaults(fields: dict[str, Any]) -> dict[str, Any]:

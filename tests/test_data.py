@@ -85,9 +85,7 @@ def test_a_batch_holds_the_examples_that_its_indices_name():
 
 def test_augmentation_follows_from_seed_and_epoch():
     augmentation = Augmentation(crop=1, flip=True, rotation=10)
-    images = Images(
-        torch.rand(20, 1, 4, 4, generator=rng()), torch.zeros(20, dtype=int), torch.empty(0), torch.empty(0), 2
-    )
+    images = Images(torch.rand(20, 1, 4, 4, generator=rng()), torch.arange(20) % 2, torch.empty(0), torch.empty(0), 2)
     data = Data.split(images, augmentation=augmentation)
     one, same, other = (torch.cat([batch.clean for batch in data.train_batches(e, 8)]) for e in (0, 0, 1))
     assert torch.equal(one, same)

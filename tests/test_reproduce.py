@@ -23,9 +23,9 @@ def rehearsed(tmp_path_factory):
     return planned
 
 
-def test_a_rehearsal_keeps_the_plugins_and_shrinks_the_rest():
-    full = plan(table("table-2"), "out", {}, rehearse=False)
-    small = plan(table("table-2"), "out", {}, rehearse=True)
+def test_a_rehearsal_keeps_the_plugins_and_shrinks_the_rest(tmp_path):
+    full = plan(table("table-2"), tmp_path, {}, rehearse=False)
+    small = plan(table("table-2"), tmp_path, {}, rehearse=True)
     for field in ("model", "method", "attack", "norm", "regularizer", "smoother"):
         assert [getattr(item.recipe, field) for item in small] == [getattr(item.recipe, field) for item in full]
     assert {item.recipe.dataset for item in small} == {"digits"}
@@ -49,15 +49,10 @@ def test_what_is_done_is_not_run_again_and_what_was_interrupted_goes_on(rehearse
 
 def test_own_figures_are_those_of_the_reported_weights(rehearsed):
     summary = Run(rehearsed[0].path).summary
-    block = summary["smoothed"]
-    expected = [
-        block["best"]["test_ra"],
-        block["final"]["test_ra"],
-        block["best"]["test_sa"],
-        block["final"]["test_sa"],
-    ]
+    best, final = summary["smoothed"]["best"], summary["smoothed"]["final"]
+    expected = [best["test_ra"], final["test_ra"], best["test_sa"], final["test_sa"]]
     assert own_figures(summary, last5=False) == expected
-    assert own_figures(summary, last5=True)[1] == block["final"]["last5_ra_mean"]
+    assert own_figures(summary, last5=True)[1] == final["last5_ra_mean"]
 
 
 def test_a_forecast_counts_epochs_and_each_teacher_once(tmp_path):

@@ -70,10 +70,11 @@ def all_grey(paths: Sequence[Path]) -> bool:
 def _read(path: Path, channels: int, size: int | None) -> np.ndarray[Any, Any]:
     try:
         with Image.open(path) as image:
+            stored = [image.mode, *(str(tile[3]) for tile in image.tile)]  # Pillow reduces 16-bit colour unasked
             image.load()
-            if image.mode.startswith(("I", "F")):
-                raise DataError(f"{path} has more than 8 bits a channel ({image.mode}). Convert it to 8 bits.")
-            if image.mode in ("RGBA", "LA", "PA") and image.getchannel("A").getextrema()[0] != 255:
+            if image.mode.startswith(("I", "F")) or any(";16" in mode for mode in stored):
+                raise DataError(f"{path} has more than 8 bits a channel. Convert it to 8 bits.")
+            if _transparent(image):
                 raise DataError(f"{path} is transparent ({image.mode}). Put it on a background and save it without.")
             plain = image.convert("L" if channels == 1 else "RGB")
             if size is not None:
@@ -81,6 +82,12 @@ def _read(path: Path, channels: int, size: int | None) -> np.ndarray[Any, Any]:
             return np.asarray(plain, dtype=np.uint8).reshape(plain.height, plain.width, channels)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} is no readable image ({error}). Replace or remove it.") from None
+
+
+def _transparent(image: Image.Image) -> bool:
+    if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
+        return False
+    return image.convert("RGBA").getchannel("A").getextrema()[0] != 255
 
 
 def _middle_square(image: Image.Image, size: int) -> Image.Image:

@@ -24,9 +24,9 @@ class MART(Method):
         """MART's Eq. 11."""
         logits_clean, logits = forward_both(model, clean, perturbed)
         labels = targets if targets.ndim == 1 else targets.argmax(1)
-        p_clean, p = F.softmax(logits_clean, 1), F.softmax(logits, 1)
+        log_p_clean, log_p = F.log_softmax(logits_clean, 1), F.log_softmax(logits, 1)
         true = F.one_hot(labels, logits.shape[1]).bool()
-        rival = p.masked_fill(true, 0).amax(1)
+        rival = log_p.exp().masked_fill(true, 0).amax(1)
         boosted = F.cross_entropy(logits, targets) - torch.log1p(-rival.clamp(max=1 - 1e-6)).mean()
-        divergence = F.kl_div(F.log_softmax(logits, 1), p_clean, reduction="none").sum(1)
-        return boosted + self.beta * (divergence * (1 - p_clean[true])).mean(), logits
+        divergence = F.kl_div(log_p, log_p_clean, reduction="none", log_target=True).sum(1)
+        return boosted + self.beta * (divergence * (1 - log_p_clean[true].exp())).mean(), logits

@@ -24,7 +24,9 @@ class TRADES(Method):
     def loss(self, model: nn.Module, clean: Tensor, perturbed: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy on the clean images, and the divergence."""
         logits_clean, logits = forward_both(model, clean, perturbed)
-        divergence = F.kl_div(F.log_softmax(logits, 1), F.softmax(logits_clean, 1), reduction="batchmean")
+        divergence = F.kl_div(
+            F.log_softmax(logits, 1), F.log_softmax(logits_clean, 1), reduction="batchmean", log_target=True
+        )
         return F.cross_entropy(logits_clean, targets) + self.beta * divergence, logits
 
 
