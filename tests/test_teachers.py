@@ -3,7 +3,7 @@ import shutil
 import pytest
 import torch
 
-from at_smooth import CheckpointError, load_data, load_model, train
+from at_smooth import CheckpointError, Run, load_data, load_model, train
 from at_smooth.teachers import cache_directory, frozen, teacher_key, teacher_recipe
 
 BOTH = {"regularizer": "kd-std-adv"}
@@ -183,3 +183,13 @@ def test_the_cache_is_the_users_unless_named(monkeypatch, tmp_path, cache):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_directory() == tmp_path / ".cache" / "at-smooth"
+
+
+def test_two_runs_at_once_share_no_half_trained_teacher(command, cache, tmp_path, assert_same_outcome):
+    options = ["-D", "pool=100", "-N", "width=8", "-A", "steps=2", "--epochs", "4", "--regularizer", "kd-std-adv"]
+    both = [command("train", *options, "--out", str(tmp_path / name)) for name in ("one", "other")]
+    for process in both:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    assert_same_outcome(Run(tmp_path / "one"), Run(tmp_path / "other"))
+    assert len(list((cache / "teachers").iterdir())) == 2  # nothing half-written is left over

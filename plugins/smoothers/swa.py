@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from at_smooth_plugins.smoothers.averaging import Averaging
 from pydantic import Field, PrivateAttr
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from at_smooth import Schedule, WeightSmoother
 
@@ -16,7 +14,7 @@ class NoSmoothing(WeightSmoother):
     """The weights as training leaves them."""
 
 
-class SWA(WeightSmoother):
+class SWA(Averaging):
     """Stochastic weight averaging, W_SWA = (W_SWA n + W_T) / (n + 1): Eq. 2, once an epoch."""
 
     start: int | None = Field(
@@ -27,15 +25,13 @@ class SWA(WeightSmoother):
     )
     every: int = Field(default=1, ge=1, description="epochs from one averaged model to the next")
 
-    _average: AveragedModel = PrivateAttr()
     _start: int = PrivateAttr()
 
     def attach(self, model: nn.Module, schedule: Schedule) -> None:
         """Make the averaged copy."""
         default = schedule.epochs // 2 if schedule.first_decay is None else schedule.first_decay
         self._start = default if self.start is None else self.start
-        self._average = AveragedModel(model)
-        self._average.requires_grad_(False).eval()
+        self._begin(model)
 
     def after_epoch(self, model: nn.Module, epoch: int) -> bool:
         """Take the epoch's weights into the average."""
@@ -43,18 +39,6 @@ class SWA(WeightSmoother):
             return False
         self._average.update_parameters(model)
         return True
-
-    def smoothed(self) -> nn.Module | None:
-        """The average, once it has begun."""
-        return self._average.module if self._average.n_averaged else None
-
-    def state(self) -> dict[str, Any]:
-        """The average and how many models are in it."""
-        return dict(self._average.state_dict())
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue the average."""
-        self._average.load_state_dict(state)
 
 
 class ISWA(SWA):

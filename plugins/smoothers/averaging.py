@@ -1,0 +1,34 @@
+"""What all averages of weights have in common: torch's ``AveragedModel``, kept in eval mode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import PrivateAttr
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from at_smooth import WeightSmoother
+
+
+class Averaging(WeightSmoother):
+    """A smoother that keeps an average; its subclasses say when the average moves, and how."""
+
+    _average: AveragedModel = PrivateAttr()
+
+    def _begin(self, model: nn.Module, **how: Any) -> None:
+        """Make the averaged copy; ``how`` goes to ``AveragedModel``."""
+        self._average = AveragedModel(model, **how)
+        self._average.requires_grad_(False).eval()
+
+    def smoothed(self) -> nn.Module | None:
+        """The average, once it has begun."""
+        return self._average.module if self._average.n_averaged else None
+
+    def state(self) -> dict[str, Any]:
+        """The average and how many models are in it."""
+        return dict(self._average.state_dict())
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue the average."""
+        self._average.load_state_dict(state)
