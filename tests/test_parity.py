@@ -9,11 +9,11 @@ import math
 
 import pytest
 import torch
-from at_smooth_plugins.regularizers.self_distillation import distillation_loss
 from torch import nn
 
 from at_smooth import Schedule, create
 from at_smooth.batchnorm import refresh_batchnorm
+from at_smooth_plugins.regularizers.self_distillation import distillation_loss
 
 #: loss_fn_kd(pattern(6, 5, seed=1), pattern(6, 5, seed=2), T), by T
 KD = {1.0: 2.1585755348205566, 2.0: 7.188747882843018, 5.0: 41.12742233276367}

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from at_smooth_plugins.datasets.image_files import all_grey, image_files, read_images
 from pydantic import Field
 from torch import Tensor
 
 from at_smooth import DataError, Dataset, Images
+from at_smooth_plugins.datasets.image_files import all_grey, image_files, read_images
 
 
 class Folder(Dataset):

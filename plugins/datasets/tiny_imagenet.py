@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from at_smooth_plugins.datasets.image_files import image_files, read_images
 from pydantic import Field
 
 from at_smooth import DataError, Dataset, Images, Size
+from at_smooth_plugins.datasets.image_files import image_files, read_images
 
 _LAYOUT = (
     "Unpack tiny-imagenet-200.zip and give --data-dir the folder tiny-imagenet-200, which holds "

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from at_smooth_plugins.methods.trades import forward_both
 from pydantic import Field
 from torch import Tensor, nn
 
 from at_smooth import Method
+from at_smooth_plugins.methods.trades import forward_both
 
 
 class MART(Method):

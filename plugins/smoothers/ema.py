@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from at_smooth_plugins.smoothers.averaging import Averaging
 from pydantic import Field, PrivateAttr
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from at_smooth import Schedule
+from at_smooth_plugins.smoothers.averaging import Averaging
 
 
 class EMA(Averaging):

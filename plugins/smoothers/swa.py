@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from at_smooth_plugins.smoothers.averaging import Averaging
 from pydantic import Field, PrivateAttr
 from torch import nn
 
 from at_smooth import Schedule, WeightSmoother
+from at_smooth_plugins.smoothers.averaging import Averaging
 
 
 class NoSmoothing(WeightSmoother):

@@ -3,13 +3,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from at_smooth_plugins.regularizers.label_smoothing import smoothed_labels
-from at_smooth_plugins.regularizers.self_distillation import distillation_loss
-from at_smooth_plugins.regularizers.tf_kd import virtual_teacher
 from torch import nn
 
 from at_smooth import OptionError, Step, create
 from at_smooth.interfaces import total
+from at_smooth_plugins.regularizers.label_smoothing import smoothed_labels
+from at_smooth_plugins.regularizers.self_distillation import distillation_loss
+from at_smooth_plugins.regularizers.tf_kd import virtual_teacher
 
 LABELS = torch.tensor([0, 2, 1, 2])
 
