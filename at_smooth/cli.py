@@ -180,6 +180,7 @@ def compare(runs: tuple[Path, ...], style: str) -> None:
 @click.argument("table", required=False)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run directories. [default: under runs/]")
 @click.option("--dry-run", is_flag=True, help="Print the runs and a forecast of the time that each takes.")
+@click.option("--preset", help="Preset to base the runs on, such as official-code. [default: the table's]")
 @click.option("--rehearse", is_flag=True, help="Shrink every run to the embedded digits: same plugins, in minutes.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set's files are.")
 @click.option("--seed", type=int, help="Decides split, order, initial weights and noise. [default: 0]")
@@ -187,7 +188,9 @@ def compare(runs: tuple[Path, ...], style: str) -> None:
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Arithmetic of training.")
 @click.option("--compile/--no-compile", default=None, help="Compile the models.")
 @click.option("--set", "others", metavar="KEY=VALUE", multiple=True, help="Any other field, in every run.")
-def reproduce(table: str | None, out: Path | None, dry_run: bool, rehearse: bool, **given: Any) -> None:
+def reproduce(
+    table: str | None, out: Path | None, dry_run: bool, preset: str | None, rehearse: bool, **given: Any
+) -> None:
     """Run a table of the paper, and print its numbers beside the paper's.
 
     Without TABLE, lists the tables. What is finished in --out is not run again, what was interrupted goes on.
@@ -207,13 +210,12 @@ def reproduce(table: str | None, out: Path | None, dry_run: bool, rehearse: bool
         return
     chosen = presets.table(table)
     path = out or Path("runs") / (f"{table}-rehearsal" if rehearse else table)
-    planned = tables.plan(chosen, path, _changes(given), rehearse)
+    planned = tables.plan(chosen, path, _changes(given), rehearse, preset)
     console.print(f"[bold]{chosen.title}[/bold]", highlight=False)
     if dry_run:
         _print_forecast(console, planned)
         return
-    again = " --rehearse" if rehearse else ""
-    with _interruptible(f"stopped; carry on with: at-smooth reproduce {table} --out {path}{again}"):
+    with _interruptible("stopped; the same command carries on"):
         tables.carry_out(planned, Terminal(console))
     _print_reproduced(console, chosen, planned)
     if rehearse:
@@ -322,11 +324,11 @@ def _print_forecast(console: Any, planned: list[Any]) -> None:
 def _print_reproduced(console: Any, table: Any, planned: list[Any]) -> None:
     from at_smooth.reproduce import own_figures
 
-    listing = _table("ours / the paper's, percent", "run", "RA best", "RA final", "SA best", "SA final")
+    listing = _table("ours/the paper's, percent", "run", "RA best", "RA final", "SA best", "SA final")
     for item in planned:
-        ours = own_figures(item.run.summary, table.last5)
-        cells = [f"{own:.2f} / {theirs:.2f}" for own, theirs in zip(ours, item.row.paper, strict=True)]
-        listing.add_row(item.row.name, *cells)
+        ours = ["-" if value is None else f"{value:.2f}" for value in own_figures(item.run, table.last5)]
+        pairs = zip(ours, item.row.paper, strict=True)
+        listing.add_row(item.row.name, *(f"{own}/{theirs:.2f}" for own, theirs in pairs))
     console.print(listing)
 
 

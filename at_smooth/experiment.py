@@ -116,12 +116,7 @@ def free_path(recipe: Recipe) -> Path:
 
 def _last_state(path: Path, recipe: Recipe, fingerprint: str) -> dict[str, Any] | None:
     run = Run(path)
-    before, now = run.recipe.to_dict(), recipe.to_dict()
-    changed = [
-        f"{field} was {before[field]}, is now {now[field]}"
-        for field in now
-        if before[field] != now[field] and field not in HARMLESS
-    ]
+    changed = run.recipe.differences(recipe, ignoring=HARMLESS)
     if changed:
         raise RunError(f"{path} was begun with another recipe ({'; '.join(changed)}). Start a new run with --out.")
     if not run.checkpoint("last").is_file():

@@ -57,9 +57,9 @@ class Table:
     last5: bool
     rows: tuple[TableRow, ...]
 
-    def recipe(self, row: TableRow, changes: Mapping[str, Any]) -> Recipe:
-        """The recipe of a row, with further changes on top."""
-        return Recipe(**resolve(_content(self.preset), merge(row.changes, changes)))
+    def recipe(self, row: TableRow, changes: Mapping[str, Any], preset: str | None = None) -> Recipe:
+        """The recipe of a row, with further changes on top; ``preset`` takes the place of the table's own."""
+        return Recipe(**resolve(_content(preset or self.preset), merge(row.changes, changes)))
 
 
 def names() -> list[str]:
@@ -81,12 +81,15 @@ def table(name: str) -> Table:
     content = _content(name)
     if "groups" not in content:
         raise InputError(f"'{name}' is a preset, not a table. Tables: see 'at-smooth reproduce'.")
-    rows = []
-    for group, details in content["groups"].items():
-        for setting, paper in details["paper"].items():
-            changes = merge(merge(content.get("shared", {}), details["recipe"]), content["settings"][setting])
-            rows.append(TableRow(f"{group}/{setting}", changes, tuple(paper)))
-    return Table(name, content["title"], content["based_on"], content.get("final") == "last5", tuple(rows))
+    try:
+        rows = []
+        for group, details in content["groups"].items():
+            for setting, paper in details["paper"].items():
+                changes = merge(merge(content.get("shared", {}), details["recipe"]), content["settings"][setting])
+                rows.append(TableRow(f"{group}/{setting}", changes, tuple(paper)))
+        return Table(name, content["title"], content["based_on"], content.get("final") == "last5", tuple(rows))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise PluginError(f"the table '{name}' is not of the form that docs/recipes.md gives ({error!r}).") from None
 
 
 def recipe_from(source: str, changes: Mapping[str, Any]) -> Recipe:
@@ -100,7 +103,8 @@ def recipe_from(source: str, changes: Mapping[str, Any]) -> Recipe:
         InputError: There is no such file, preset or row, or it is no recipe.
     """
     if Path(source).is_file() or source.endswith((".yaml", ".yml")):
-        return Recipe(**resolve(read_yaml(Path(source)), changes))
+        own = read_yaml(Path(source))
+        return Recipe(**resolve(layer(own, _content(own["based_on"])) if "based_on" in own else own, changes))
     name, _, row_name = source.partition("/")
     content = _content(name)
     if "groups" not in content:
@@ -141,7 +145,12 @@ def _content(name: str) -> Fields:
     if name not in files:
         known = ", ".join(files) or "none"
         raise InputError(f"there is no recipe file or preset '{name}'{nearest(name, files)}. Presets: {known}.")
-    content: Fields = yaml.safe_load(files[name].read_text(encoding="utf-8"))
+    try:
+        content = yaml.safe_load(files[name].read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PluginError(f"the recipe '{name}' is no YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(content, dict):
+        raise PluginError(f"the recipe '{name}' should hold 'field: value' lines.")
     if "groups" not in content and "based_on" in content:
         return layer(content, _content(content["based_on"]))
     return content
@@ -150,7 +159,7 @@ def _content(name: str) -> Fields:
 def _files() -> dict[str, Any]:
     found: dict[str, Any] = {}
     owner: dict[str, str] = {}
-    for entry in registry.entries("recipes"):
+    for entry in registry.entries(registry.RECIPES):
         try:
             folder = resources.files(entry.target)
         except Exception as error:  # whatever a third party's package raises is its own failure

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -28,8 +28,8 @@ PLUGIN_FIELDS = {
 #: Fields that say on what a run is carried out, which may change when it is continued.
 HARMLESS = ("data_dir", "device", "threads", "compile")
 
-#: Fields that do not shape the weights: those, and what is measured on the way.
-CIRCUMSTANCES = (*HARMLESS, "validate_every", "test_every")
+#: Fields that shape neither the weights nor which epoch is the best: those, and how often the test set is looked at.
+CIRCUMSTANCES = (*HARMLESS, "test_every")
 
 Options = dict[str, Any]
 
@@ -114,6 +114,12 @@ class Recipe(Settings):
     def replacing(self, **changes: Any) -> Recipe:
         """The same recipe with some fields changed; a plugin newly named starts from its own defaults."""
         return Recipe(**merge(self.model_dump(), changes))
+
+    def differences(self, other: Recipe, ignoring: Collection[str]) -> list[str]:
+        """In words, the fields in which another recipe differs."""
+        before, now = self.to_dict(), other.to_dict()
+        changed = [field for field in now if before[field] != now[field] and field not in ignoring]
+        return [f"{field} was {before[field]}, is now {now[field]}" for field in changed]
 
     def to_dict(self) -> dict[str, Any]:
         """Every field in plain types, what is trained before how."""

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from at_smooth.interfaces import Plugin
 
 #: The kinds of plugin, each the entry-point group ``at_smooth.<kind>``.
-KINDS = ("methods", "regularizers", "smoothers", "evaluators", "datasets", "models", "analyses", "recipes")
+KINDS = ("methods", "regularizers", "smoothers", "evaluators", "datasets", "models", "analyses")
+
+#: The group of packages that hold recipes as YAML; these are files, not plugins.
+RECIPES = "recipes"
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def entries(kind: str) -> list[Entry]:
     Raises:
         PluginError: There is no such kind.
     """
-    if kind not in KINDS:
+    if kind not in (*KINDS, RECIPES):
         raise PluginError(f"there is no plugin kind '{kind}'{nearest(kind, KINDS)}. Kinds: {', '.join(KINDS)}.")
     found = []
     for point in entry_points(group=f"at_smooth.{kind}"):

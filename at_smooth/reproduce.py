@@ -6,19 +6,21 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 
 from at_smooth.data import Data, Part
 from at_smooth.engine import Engine
+from at_smooth.exceptions import RunError
 from at_smooth.experiment import prepare_data, train
 from at_smooth.interfaces import Dataset, Regularizer, Size
 from at_smooth.network import build_network
 from at_smooth.presets import Table, TableRow, recipe_from
 from at_smooth.progress import Progress
-from at_smooth.recipe import Recipe
-from at_smooth.run import Run, Summary
+from at_smooth.recipe import CIRCUMSTANCES, Recipe
+from at_smooth.run import Run
 from at_smooth.runtime import Runtime, fenced_randomness
 from at_smooth.teachers import teacher_recipe
 
@@ -33,11 +35,23 @@ class Planned:
 
     @property
     def run(self) -> Run | None:
-        """The run, if it is finished."""
-        return Run(self.path) if (self.path / "summary.json").is_file() else None
+        """The run, if it is finished.
+
+        Raises:
+            RunError: The folder holds a run of another recipe.
+        """
+        if not (self.path / "summary.json").is_file():
+            return None
+        run = Run(self.path)
+        changed = run.recipe.differences(self.recipe, ignoring=CIRCUMSTANCES)
+        if changed:
+            raise RunError(f"{self.path} holds another run ({'; '.join(changed)}). Choose another --out.")
+        return run
 
 
-def plan(table: Table, out: Path, changes: Mapping[str, Any], rehearse: bool) -> list[Planned]:
+def plan(
+    table: Table, out: Path, changes: Mapping[str, Any], rehearse: bool = False, preset: str | None = None
+) -> list[Planned]:
     """The runs that a table consists of.
 
     Args:
@@ -45,10 +59,11 @@ def plan(table: Table, out: Path, changes: Mapping[str, Any], rehearse: bool) ->
         out: The folder of its run directories.
         changes: Fields that the user sets in every row.
         rehearse: Shrink every row by the preset ``rehearse``: same plugins, embedded digits, minutes.
+        preset: The preset to base the rows on; None for the table's own.
     """
     planned = []
     for row in table.rows:
-        recipe = table.recipe(row, changes)
+        recipe = table.recipe(row, changes, preset)
         if rehearse:
             recipe = _rehearsal(recipe, changes)
         planned.append(Planned(row, recipe, out / row.name.replace("/", "--")))
@@ -67,11 +82,22 @@ def carry_out(planned: list[Planned], progress: Progress) -> None:
         train(item.recipe, item.path, resume=begun, progress=progress)
 
 
-def own_figures(summary: Summary, last5: bool) -> list[float | None]:
-    """RA best, RA final, SA best, SA final of the reported weights, in the paper's order."""
+def own_figures(run: Run, last5: bool) -> list[float | None]:
+    """RA best, RA final, SA best, SA final of the reported weights, in the paper's order.
+
+    Args:
+        run: A finished run.
+        last5: Whether final is the mean of the last five epochs.
+    """
+    summary = run.summary
     block = summary[summary["reported"]]
-    final = block["final"]["last5_ra_mean" if last5 else "test_ra"]
-    return [block["best"]["test_ra"], final, block["best"]["test_sa"], block["final"]["test_sa"]]
+    best, final = block["best"], block["final"]
+    if not last5:
+        return [best["test_ra"], final["test_ra"], best["test_sa"], final["test_sa"]]
+    prefix = "smoothed_" if summary["reported"] == "smoothed" else ""
+    sa = [row[f"{prefix}test_sa"] for row in run.history[-5:]]
+    measured = [value for value in sa if value is not None]
+    return [best["test_ra"], final["last5_ra_mean"], best["test_sa"], fmean(measured) if measured else None]
 
 
 class Forecast:
@@ -169,5 +195,6 @@ def _teachers_of(recipe: Recipe) -> list[Recipe]:
 
 def _rehearsal(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """A row shrunk: everything about it that names a plugin stays, but for the data."""
-    keep = ("model", "method", "attack", "norm", "regularizer", "regularizer_options", "smoother")
+    keep = ("model", "method", "method_options", "attack", "norm", "lr_schedule", "regularizer",
+            "regularizer_options", "smoother")  # fmt: skip
     return recipe_from("rehearse", {**{field: getattr(recipe, field) for field in keep}, **changes})

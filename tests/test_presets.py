@@ -102,3 +102,9 @@ def test_a_preset_is_no_table():
 def test_a_recipe_file_may_leave_fields_out(tmp_path):
     (tmp_path / "own.yaml").write_text(yaml.safe_dump({"dataset": "digits", "epochs": 5}))
     assert recipe_from(str(tmp_path / "own.yaml"), {"lr": 0.5}).to_dict() == Recipe(epochs=5, lr=0.5).to_dict()
+
+
+def test_a_file_may_be_based_on_a_preset(tmp_path):
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"based_on": "official-code", "smoother": "swa", "lr": 0.05}))
+    recipe = recipe_from(str(tmp_path / "own.yaml"), {})
+    assert (recipe.epochs, recipe.lr, recipe.split, recipe.smoother_options["start"]) == (200, 0.05, "last", 55)

@@ -1,9 +1,9 @@
 import pytest
 
+from at_smooth import RunError
 from at_smooth.presets import table
 from at_smooth.progress import Silent
 from at_smooth.reproduce import Forecast, carry_out, own_figures, plan
-from at_smooth.run import Run
 
 SHORT = {"epochs": 2, "eval_steps": 1, "attack_options": {"steps": 1}}
 
@@ -48,11 +48,25 @@ def test_what_is_done_is_not_run_again_and_what_was_interrupted_goes_on(rehearse
 
 
 def test_own_figures_are_those_of_the_reported_weights(rehearsed):
-    summary = Run(rehearsed[0].path).summary
+    run = rehearsed[0].run
+    summary = run.summary
     best, final = summary["smoothed"]["best"], summary["smoothed"]["final"]
     expected = [best["test_ra"], final["test_ra"], best["test_sa"], final["test_sa"]]
-    assert own_figures(summary, last5=False) == expected
-    assert own_figures(summary, last5=True)[1] == final["last5_ra_mean"]
+    assert own_figures(run, last5=False) == expected
+    of_the_last = [row["smoothed_test_sa"] for row in run.history if row["smoothed_test_sa"] is not None]
+    assert own_figures(run, last5=True)[1] == final["last5_ra_mean"]
+    assert own_figures(run, last5=True)[3] == pytest.approx(sum(of_the_last) / len(of_the_last))
+
+
+def test_another_recipes_run_is_not_taken_for_the_rows(rehearsed):
+    planned = plan(table("table-a10"), rehearsed[0].path.parent, {**SHORT, "seed": 1}, rehearse=True)
+    with pytest.raises(RunError, match="seed was 0, is now 1"):
+        carry_out(planned, Silent())
+
+
+def test_a_table_can_be_based_on_another_preset(tmp_path):
+    planned = plan(table("table-a10"), tmp_path, {}, preset="official-code")
+    assert planned[0].recipe.smoother_options["start"] == 55
 
 
 def test_a_forecast_counts_epochs_and_each_teacher_once(tmp_path):

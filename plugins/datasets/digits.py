@@ -34,7 +34,12 @@ class Digits(Dataset):
     radii: ClassVar[Mapping[str, str]] = {"Linf": "0.1", "L2": "0.5"}
 
     pool: int = Field(default=600, ge=20, le=1097, description="images to train and validate on")
-    label_noise: float = Field(default=0.15, ge=0, lt=1, description="share of the pool's labels that are made wrong")
+    label_noise: float = Field(
+        default=0.15,
+        ge=0,
+        lt=1,
+        description="share of the pool's labels, those for validation too, that are made wrong",
+    )
 
     def load(self, data_dir: Path | None) -> Images:
         """Take the images from scikit-learn's package."""

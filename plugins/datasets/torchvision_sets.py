@@ -80,7 +80,10 @@ class CIFAR100(_TorchvisionSet):
 
 
 class SVHN(_TorchvisionSet):
-    """SVHN: 99,289 house numbers of 32x32 in 10 classes; trained as in A1.3 (80 epochs, lr 0.01, cosine)."""
+    """SVHN: 99,289 house numbers of 32x32 in 10 classes; trained as in A1.3 (80 epochs, lr 0.01, cosine).
+
+    No flip: mirrored digits are none. The paper does not say how it augments.
+    """
 
     published: ClassVar[Size | None] = Size((3, 32, 32), 73_257, 26_032, 10)
     _NAME: ClassVar[str] = "svhn"
@@ -102,7 +105,10 @@ class SVHN(_TorchvisionSet):
 
 
 class STL10(_TorchvisionSet):
-    """STL-10: 5,000 training and 8,000 test images of 96x96 in 10 classes; the unlabelled ones are not used."""
+    """STL-10: 5,000 training and 8,000 test images of 96x96 in 10 classes; the unlabelled ones are not used.
+
+    The crop is as wide for these images as 4 pixels are for CIFAR's; the paper does not say how it augments.
+    """
 
     published: ClassVar[Size | None] = Size((3, 96, 96), 5_000, 8_000, 10)
     _NAME: ClassVar[str] = "stl10"
