@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
 from pydantic import (
@@ -65,6 +65,17 @@ class Threat:
 
     norm: Norm
     eps: float
+
+    def __post_init__(self) -> None:
+        if self.norm not in get_args(Norm):
+            raise OptionError(f"there is no norm {self.norm!r}. Norms: {', '.join(get_args(Norm))}.")
+        try:
+            eps = parse_pixels(self.eps)
+        except ValueError as error:
+            raise OptionError(f"eps: {error}") from None
+        if not (isinstance(eps, int | float) and 0 <= eps < float("inf")):
+            raise OptionError(f"eps {self.eps!r} is no radius; give a number from 0 up, such as 8/255.")
+        object.__setattr__(self, "eps", eps)
 
     def __str__(self) -> str:
         return f"{self.norm}, eps {format_pixels(self.eps)}"
@@ -204,14 +215,18 @@ class LibraryAttack(AttackSpec):
                 f"attack torchattacks:{attack} measures {measured.group(1).strip()}, the threat is {threat}. "
                 f"Choose another --attack or --norm."
             )
-        own = [name for name in accepted if name not in ("model", "norm", "eps")]
+        if not {"eps", "max_epsilon"} & set(accepted):
+            raise OptionError(f"attack torchattacks:{attack} has no radius, so it cannot keep to a threat.")
+        own = [name for name in accepted if name not in ("model", "norm", "eps", "max_epsilon")]
         unknown = [name for name in options if name not in own and name != "mode"]
         if unknown:
             raise OptionError(
                 f"attack torchattacks:{attack} has no option {', '.join(unknown)}. "
                 f"Options: {', '.join(['mode', *own])}."
             )
-        usual = {"alpha": threat.eps / 4} if "alpha" in own else {}
+        usual = {}
+        if "alpha" in own and "eps" in accepted:  # as long a step, for this radius, as the class takes for its own
+            usual["alpha"] = accepted["alpha"].default * threat.eps / accepted["eps"].default
         typed = {name: _like(accepted[name].default, value, f"torchattacks:{attack}: {name}")
                  for name, value in options.items() if name in own}  # fmt: skip
         return _validated(cls, f"torchattacks:{attack}", threat, {**usual, **options, **typed}, attack=attack)
@@ -233,7 +248,7 @@ class LibraryAttack(AttackSpec):
 
         attack = getattr(torchattacks, self.attack)
         accepted = inspect.signature(attack).parameters
-        given = {"eps": self.threat.eps, "norm": self.threat.norm}
+        given = {"eps": self.threat.eps, "max_epsilon": self.threat.eps, "norm": self.threat.norm}
         own = {name: value for name, value in given.items() if name in accepted}
         try:
             return attack(model, **own, **(self.model_extra or {}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 
-def refresh_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
+def refresh_batchnorm(model: nn.Module, batches: Iterable[Tensor], raw: nn.Module | None = None) -> None:
     """Recompute the running statistics of every BatchNorm layer in one pass over clean training images.
 
     The published code weighs each batch by its size, where ``torch.optim.swa_utils.update_bn`` weighs all alike; so
@@ -18,14 +19,20 @@ def refresh_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
     Args:
         model: The averaged model; the only thing that changes.
         batches: Image tensors (N, C, H, W) in [0, 1], on the model's device.
+        raw: The model that was averaged; layers that it holds in eval mode keep their statistics.
     """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    training = {name: module.training for name, module in (raw or nn.Module()).named_modules()}
+    norms = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    frozen = {name: copy.deepcopy(norm.state_dict()) for name, norm in norms.items() if not training.get(name, True)}
 
     def weighed() -> Iterator[Tensor]:
+        for name, statistics in frozen.items():  # update_bn has just reset all and put all in train mode
+            norms[name].load_state_dict(statistics)
+            norms[name].eval()
         seen = 0
         for images in batches:
             seen += len(images)
-            for norm in norms:
+            for norm in norms.values():
                 norm.momentum = len(images) / seen
             yield images
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,9 +37,14 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except AtSmoothError as error:
-            word = error.name if isinstance(error, Interrupted) else "Error"
-            click.echo(f"{word}: {error}", err=True)
+            click.echo(f"Error: {error}", err=True)
             ctx.exit(error.exit_code)
+        except Interrupted as stop:
+            click.echo(f"{stop.name}: {stop}", err=True)
+            ctx.exit(stop.exit_code)
+        except KeyboardInterrupt:
+            click.echo("SIGINT: stopped before anything began", err=True)
+            ctx.exit(128 + signal.SIGINT)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -123,7 +129,7 @@ def train(out: Path | None, resume: bool, dry_run: bool, **given: Any) -> None:
         refuse_taken(path)
     console.print(_headline(recipe), highlight=False, soft_wrap=True)
     console.print(f"run directory: {path}", highlight=False, soft_wrap=True)
-    with _interruptible(f"stopped; continue with: at-smooth train --out {path} --resume"):
+    with _interruptible(f"stopped; continue with: at-smooth train --out {shlex.quote(str(path))} --resume"):
         run = experiment.train(recipe, path, resume=resume, progress=Terminal(console))
     if recipe.test_every:
         console.print()
@@ -263,14 +269,16 @@ def _headline(recipe: Any) -> str:
 def _print_plan(recipe: Any) -> None:
     import torch
 
-    from at_smooth.experiment import prepare_data
+    from at_smooth.experiment import planned_teachers, prepare_data
     from at_smooth.network import build_network
     from at_smooth.runtime import Runtime, describe
+    from at_smooth.teachers import Kinship
 
     runtime = Runtime.choose(recipe.device, recipe.precision, recipe.compile)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     data = prepare_data(recipe)
+    planned_teachers(recipe, Kinship(recipe, data.fingerprint(), data.shape, data.num_classes))
     network = build_network(recipe, data.shape, data.num_classes, data.pixel_statistics())
     parameters = sum(parameter.numel() for parameter in network.parameters())
     click.echo(recipe.to_yaml().rstrip())

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from at_smooth.attacks import PGD, Adversary, AttackSpec
 from at_smooth.batchnorm import refresh_batchnorm
 from at_smooth.data import Data, Part
-from at_smooth.exceptions import DivergedError
+from at_smooth.exceptions import DivergedError, OptionError
 from at_smooth.interfaces import Batch, Method, Regularizer, Schedule, Step, Teachers, Terms, WeightSmoother, total
 from at_smooth.runtime import Runtime, fenced_randomness, seed_global
 
@@ -194,6 +194,7 @@ class Engine:
         Raises:
             DivergedError: The loss is not finite.
         """
+        self._check_logits()
         self.regularizer.setup(self.teachers)
         if self._remembered:
             self.regularizer.restore(self._remembered)
@@ -296,6 +297,19 @@ class Engine:
         for name, best in state["best"].items():
             self.best[name] = Best(best["score"], best["row"], best_weights.get(name, {}))
 
+    def _check_logits(self) -> None:
+        """Refuse a model whose output is not one logit a class, before it costs anything."""
+        modes = {module: module.training for module in self.model.modules()}
+        batch = next(self.data.train.batches(2))
+        with torch.no_grad(), fenced_randomness(self.settings.seed, "check"):
+            logits = self.model.eval()(batch.clean)
+        for module, training in modes.items():
+            module.training = training
+        expected = (len(batch.labels), self.data.num_classes)
+        if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
+            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise OptionError(f"on {expected[0]} images the model gives {found}; it should give logits {expected}.")
+
     def _train_batches(self, epoch: int) -> Iterator[Batch]:
         for batch in self.data.train_batches(epoch, self.settings.batch_size):
             seed_global(self.settings.seed, self.step, "step")
@@ -330,7 +344,7 @@ class Engine:
         if smoothed is not None:
             batches = self.data.train_batches(epoch, self.settings.batch_size, "batchnorm")
             with fenced_randomness(self.settings.seed, "batchnorm"):  # dropout must not shift the training's stream
-                refresh_batchnorm(smoothed, (batch.clean for batch in batches))
+                refresh_batchnorm(smoothed, (batch.clean for batch in batches), self.model)
 
     def _measure(self, figures: Row) -> Row:
         row: Row = dict.fromkeys(COLUMNS)

@@ -52,15 +52,15 @@ class DivergedError(AtSmoothError):
     exit_code = 3
 
 
-class Interrupted(AtSmoothError):  # noqa: N818 - it is no failure
-    """The user or the system asked the run to stop."""
+class Interrupted(KeyboardInterrupt):
+    """The user or the system asked the run to stop; no ``except Exception`` takes it for a failure."""
 
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(message)
         self.signal_number = signal_number
 
     @property
-    def exit_code(self) -> int:  # type: ignore[override]
+    def exit_code(self) -> int:
         """128 and the signal's number, as shells have it."""
         return 128 + self.signal_number
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import nn
 
@@ -19,7 +19,7 @@ from at_smooth.progress import Progress, Silent
 from at_smooth.recipe import HARMLESS, Recipe
 from at_smooth.run import Recorder, Run, best_weights
 from at_smooth.runtime import Runtime, limited_threads
-from at_smooth.teachers import SelfTeachers
+from at_smooth.teachers import Kinship, PlannedTeachers, SelfTeachers
 
 Weights = Literal["reported", "raw", "smoothed"]
 Which = Literal["final", "best"]
@@ -51,18 +51,18 @@ def train(
 def _train(recipe: Recipe, path: Path, resume: bool, progress: Progress, role: str) -> Run:
     runtime = Runtime.choose(recipe.device, recipe.precision, recipe.compile)
     data = prepare_data(recipe)
-    fingerprint = data.fingerprint()
-    model = build_network(recipe, data.shape, data.num_classes, data.pixel_statistics())
-    last = _last_state(path, recipe, fingerprint) if resume else None
-    run = Run(path) if resume and (path / "recipe.yaml").is_file() else Run.create(path, recipe)
-    if run.finished:
-        return run
+    kinship = Kinship(recipe, data.fingerprint(), data.shape, data.num_classes)
+    last = _last_state(path, recipe, kinship.fingerprint) if resume else None
+    if resume and Run(path).finished:
+        return Run(path)
+    if not resume:
+        planned_teachers(recipe, kinship)
 
-    def train_teacher(teacher: Recipe, into: Path, method: str) -> None:
-        _train(teacher, into, (into / "recipe.yaml").is_file(), progress, role=f"{method} teacher")
+    def train_teacher(teacher: Recipe, into: Path, name: str) -> None:
+        _train(teacher, into, (into / "recipe.yaml").is_file(), progress, role=f"{name} teacher")
 
     engine = Engine(
-        model,
+        build_network(recipe, data.shape, data.num_classes, data.pixel_statistics()),
         data,
         method=recipe.plugin("method"),
         attack=recipe.attack_spec,
@@ -70,18 +70,30 @@ def _train(recipe: Recipe, path: Path, resume: bool, progress: Progress, role: s
         smoother=recipe.plugin("smoother"),
         settings=recipe,
         runtime=runtime,
-        teachers=SelfTeachers(recipe, run, fingerprint, runtime, train_teacher, progress.note),
+        teachers=SelfTeachers(kinship, path / "teachers", runtime, train_teacher, progress.note),
     )
+    run = Run(path) if resume else Run.create(path, recipe)
     if last:
         engine.restore(last, best_weights(run))
     try:
         with progress.phase(role, recipe, run.path) as observer:
-            engine.fit(Recorder(run, recipe, fingerprint), observer)
+            engine.fit(Recorder(run, recipe, kinship.fingerprint), observer)
     except InputError:  # a teacher that does not fit, say: leave no run behind that nothing was trained in
         if not resume and not any(path.rglob("*.pt")):
             shutil.rmtree(path)
         raise
     return run
+
+
+def planned_teachers(recipe: Recipe, kinship: Kinship | None = None) -> list[Recipe]:
+    """The recipes of the self-teachers that a run trains first, found by asking its regularizer.
+
+    Raises:
+        InputError: One of them cannot be trained, or one that is brought along does not fit.
+    """
+    teachers = PlannedTeachers(recipe, kinship)
+    recipe.plugin("regularizer").setup(teachers)
+    return teachers.recipes
 
 
 def prepare_data(recipe: Recipe) -> Data:
@@ -137,30 +149,28 @@ def load_model(source: Path | str, *, weights: Weights = "reported", checkpoint:
         checkpoint: The last epoch, or the best by validation.
 
     Raises:
-        CheckpointError: The file is unreadable, does not fit, or has no smoothed weights.
+        InputError: An argument is none of these.
+        CheckpointError: The file is unreadable, does not fit, or has no such weights.
     """
+    for name, value, choices in (("weights", weights, get_args(Weights)), ("checkpoint", checkpoint, get_args(Which))):
+        if value not in choices:
+            raise InputError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
     return _load(Path(source), weights, checkpoint)
 
 
-def _load(source: Path, weights: str, which: str) -> nn.Module:
+def _load(source: Path, weights: Weights, which: Which) -> nn.Module:
     if source.is_dir():
         run = Run(source)
-        if which == "best":
-            averaged = run.checkpoint("best_smoothed").is_file()
-            if weights == "smoothed" and not averaged:
-                raise CheckpointError(f"{source} has no smoothed weights: it was trained without a smoother.")
-            source = run.checkpoint("best_smoothed" if averaged and weights != "raw" else "best")
-            weights = "raw"  # each of these files holds one set of weights
-        else:
-            source = run.checkpoint("final")
+        averaged = run.checkpoint("best_smoothed").is_file() and weights != "raw"
+        source = run.checkpoint("final" if which == "final" else "best_smoothed" if averaged else "best")
     content = checkpoint.load(source)
     if "state" in content:
         raise CheckpointError(f"{source} is a state to resume from. Load the run's best or final checkpoint instead.")
-    has_smoothed = content.get("smoothed") is not None
-    if weights == "smoothed" and not has_smoothed:
-        raise CheckpointError(f"{source} holds no second, smoothed set of weights.")
-    chosen = content["smoothed" if has_smoothed and weights != "raw" else "model"]
-    return network_from(content, Recipe(**content["recipe"]), chosen, source)
+    held = {kind: content[kind] for kind in ("raw", "smoothed") if content.get(kind)}
+    wanted = weights if weights != "reported" else "smoothed" if "smoothed" in held else "raw"
+    if wanted not in held:
+        raise CheckpointError(f"{source} holds no {wanted} weights, but {' and '.join(held) or 'none'}.")
+    return network_from(content, Recipe(**content["recipe"]), held[wanted], source)
 
 
 def load_data(source: Path | str) -> Data:

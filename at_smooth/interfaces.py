@@ -216,6 +216,12 @@ class Images:
     test_labels: Tensor
     num_classes: int
 
+    def __post_init__(self) -> None:
+        for name in ("train", "train_labels", "test", "test_labels"):
+            value = torch.as_tensor(getattr(self, name))  # NumPy arrays are welcome
+            whole = name.endswith("labels") and not value.is_floating_point()
+            object.__setattr__(self, name, value.long() if whole else value)
+
 
 @dataclass(frozen=True)
 class Size:

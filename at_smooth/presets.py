@@ -122,6 +122,9 @@ def resolve(preset: Fields, changes: Mapping[str, Any]) -> Fields:
 
     What depends on the data set lies between the preset and the changes; options for plugins lie below both.
     """
+    for part in ("for_dataset", "plugin_defaults"):
+        if not isinstance(preset.get(part, {}), dict):
+            raise InputError(f"recipe: {part} should hold one line for each choice, not {preset[part]!r}.")
     fields = {field: value for field, value in preset.items() if field not in _META}
     dataset = changes.get("dataset", fields.get("dataset"))
     fields = merge(merge(fields, preset.get("for_dataset", {}).get(dataset, {})), changes)

@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from at_smooth import registry
-from at_smooth.attacks import AttackSpec, Norm, Pixels, Threat
+from at_smooth.attacks import AttackSpec, Norm, Pixels, Threat, parse_pixels
 from at_smooth.data import Split
 from at_smooth.engine import Settings
 from at_smooth.exceptions import InputError, OptionError, explain
@@ -163,19 +163,48 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+#: Options that every plugin of a field has, which outlive a change of plugin.
+_COMMON = {"attack": ("mode",)}
+
+#: What follows from the radius unless it is given with it: the length of an attack's step.
+_STEPS = ("step_size", "alpha")
+
+
 def merge(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields with changes on top. A newly named plugin does not inherit the options of the one that it replaces."""
+    """Fields with changes on top.
+
+    What followed from a field that changes is not kept: a newly named plugin does not inherit the options of the one
+    that it replaces, a new norm takes its own radius, a new radius its own step.
+    """
     merged = dict(fields)
     options = {field: value for field, value in changes.items() if field.endswith("_options")}
     for field, value in changes.items():
-        if field not in options:
-            if value != merged.get(field, _default(field)):
-                merged.pop(f"{field}_options", None)
-            merged[field] = value
+        if field in options or _same(value, merged.get(field, _default(field))):
+            continue
+        if f"{field}_options" in merged:
+            kept = _only(merged.pop(f"{field}_options"), _COMMON.get(field, ()))
+            merged.update({f"{field}_options": kept} if kept else {})
+        if field == "norm":
+            merged.pop("eps", None)
+        if field in ("norm", "eps") and isinstance(merged.get("attack_options"), dict):
+            others = [name for name in merged["attack_options"] if name not in _STEPS]
+            merged["attack_options"] = _only(merged["attack_options"], others)
+    merged.update({field: value for field, value in changes.items() if field not in options})
     for field, value in options.items():
         below = merged.get(field)
         merged[field] = {**below, **value} if isinstance(below, dict) and isinstance(value, dict) else value
     return merged
+
+
+def _only(options: Any, names: Collection[str]) -> Any:
+    return {name: value for name, value in options.items() if name in names} if isinstance(options, dict) else {}
+
+
+def _same(value: Any, before: Any) -> bool:
+    try:
+        return bool(value == before or parse_pixels(value) == parse_pixels(before))
+    except ValueError:
+        return False
 
 
 def _default(field: str) -> Any:
@@ -188,10 +217,9 @@ def _with_dataset_defaults(fields: dict[str, Any]) -> dict[str, Any]:
         raise OptionError(f"recipe: dataset: give the name of a data set, not {name!r}")
     dataset = cast(type[Dataset], registry.load("datasets", name))
     defaults = dict(dataset.recipe)
-    defaults.setdefault("eps", dataset.radii.get(fields.get("norm", "Linf")))
-    if fields.get("norm", "Linf") not in dataset.radii:  # pydantic words the refusal of the norm
-        defaults.pop("eps")
-        fields = {"eps": 0, **fields}
+    norm = fields.get("norm", Recipe.model_fields["norm"].default)
+    defaults["eps"] = dataset.radii.get(norm, 0) if isinstance(norm, str) else 0  # pydantic words the norm's refusal
+    defaults["norm"] = norm
     if "lr_schedule" not in fields and "milestones" in fields:
         defaults.pop("lr_schedule", None)
     return merge(defaults, fields)

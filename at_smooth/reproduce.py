@@ -14,15 +14,14 @@ import torch
 from at_smooth.data import Data, Part
 from at_smooth.engine import Engine
 from at_smooth.exceptions import RunError
-from at_smooth.experiment import prepare_data, train
-from at_smooth.interfaces import Dataset, Regularizer, Size
+from at_smooth.experiment import planned_teachers, prepare_data, train
+from at_smooth.interfaces import Dataset, Size
 from at_smooth.network import build_network
 from at_smooth.presets import Table, TableRow, recipe_from
 from at_smooth.progress import Progress
 from at_smooth.recipe import CIRCUMSTANCES, Recipe
 from at_smooth.run import Run
 from at_smooth.runtime import Runtime, fenced_randomness
-from at_smooth.teachers import teacher_recipe
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ class Forecast:
     def seconds(self, recipe: Recipe) -> float:
         """Seconds for a run, those for its self-teachers among them unless an earlier row trains the same."""
         total = self._training(recipe)
-        for teacher in _teachers_of(recipe):
+        for teacher in planned_teachers(recipe):
             if teacher.to_yaml() not in self._taught:
                 self._taught.add(teacher.to_yaml())
                 total += self._training(teacher)
@@ -122,7 +121,7 @@ class Forecast:
 
     def teachers(self, recipe: Recipe) -> list[str]:
         """The methods of the self-teachers that a run would train."""
-        return [teacher.method for teacher in _teachers_of(recipe)]
+        return [teacher.method for teacher in planned_teachers(recipe)]
 
     def _training(self, recipe: Recipe) -> float:
         size = self._size(recipe)
@@ -176,21 +175,6 @@ def _measure(recipe: Recipe, size: Size) -> tuple[float, float]:
         engine.accuracies(network, part)
         evaluated = time.perf_counter()
     return (trained - began) / batch, (evaluated - trained) / batch
-
-
-def _teachers_of(recipe: Recipe) -> list[Recipe]:
-    """The recipes of the self-teachers that a run would train, found by asking its regularizer."""
-    asked: list[Recipe] = []
-
-    class Listener:
-        def get(self, method: str, path: Path | None = None, **changes: Any) -> torch.nn.Module:
-            if path is None:
-                asked.append(teacher_recipe(recipe, method, **changes))
-            return torch.nn.Identity()
-
-    regularizer: Regularizer = recipe.plugin("regularizer")
-    regularizer.setup(Listener())
-    return asked
 
 
 def _rehearsal(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:

@@ -83,6 +83,8 @@ class Run:
             content: Summary = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise RunError(f"{self.path / 'summary.json'} cannot be read ({error}).") from None
+        if not isinstance(content, dict) or not {"raw", "smoothed", "reported", "recipe"} <= set(content):
+            raise RunError(f"{self.path / 'summary.json'} is no summary of a run.")
         return content
 
     @property
@@ -129,7 +131,7 @@ class Recorder(Observer):
     def epoch_ended(self, engine: Engine, row: Row, improved: list[str]) -> None:
         """Save the best weights, then the state to resume from, then the row."""
         for weights in improved:
-            self._save(_BEST[weights], {"model": engine.best[weights].weights, "row": row})
+            self._save(_BEST[weights], {weights: engine.best[weights].weights, "row": row})
         self._save("last", {"state": engine.state()})
         with (self._run.path / "metrics.csv").open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
@@ -142,7 +144,7 @@ class Recorder(Observer):
         self._save(
             "final",
             {
-                "model": engine.model.state_dict(),
+                "raw": engine.model.state_dict(),
                 "smoothed": smoothed.state_dict() if smoothed else None,
                 "row": engine.history[-1],
             },
@@ -250,7 +252,7 @@ def environment(recipe: Recipe) -> dict[str, Any]:
 def best_weights(run: Run) -> dict[str, dict[str, Tensor]]:
     """The weights of the best epochs that a run has saved, by ``"raw"`` and ``"smoothed"``."""
     return {
-        weights: checkpoint.load(run.checkpoint(name))["model"]
+        weights: checkpoint.load(run.checkpoint(name))[weights]
         for weights, name in _BEST.items()
         if run.checkpoint(name).is_file()
     }

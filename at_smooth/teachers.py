@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,6 @@ from at_smooth.attacks import AttackSpec
 from at_smooth.exceptions import CheckpointError
 from at_smooth.network import network_from
 from at_smooth.recipe import CIRCUMSTANCES, PLUGIN_FIELDS, Recipe
-from at_smooth.run import Run
 from at_smooth.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -78,6 +78,77 @@ class TrainedOnTheSpot:
         return frozen(student.runtime.place(model))
 
 
+@dataclass(frozen=True)
+class Kinship:
+    """What a student and its teachers must share.
+
+    Attributes:
+        recipe: The student's.
+        fingerprint: Its data and split.
+        shape: Its images, (C, H, W).
+        num_classes: K.
+    """
+
+    recipe: Recipe
+    fingerprint: str
+    shape: tuple[int, int, int]
+    num_classes: int
+
+    def refuse_stranger(self, content: dict[str, Any], source: Path) -> None:
+        """Refuse a checkpoint that cannot teach this student.
+
+        Raises:
+            CheckpointError: It is of another architecture, another data set or another split.
+        """
+        recipe, ours = content.get("recipe", {}), self.recipe.to_dict()
+        reasons = [
+            f"its {field.replace('_', ' ')} is {recipe.get(field)}, the student's is {ours[field]}"
+            for field in ("model", "model_options")
+            if recipe.get(field) != ours[field]
+        ]
+        for what, theirs, own in (
+            ("image shape", content.get("shape"), list(self.shape)),
+            ("number of classes", content.get("num_classes"), self.num_classes),
+        ):
+            if theirs != own:
+                reasons.append(f"its {what} is {theirs}, the student's is {own}")
+        if content.get("fingerprint") != self.fingerprint:
+            reasons.append(
+                f"it was trained on other data or another split (data set {recipe.get('dataset')}, "
+                f"seed {recipe.get('seed')}; the student's: {ours['dataset']}, seed {ours['seed']})"
+            )
+        if reasons:
+            raise CheckpointError(f"the teacher {source} does not fit the student: {'; '.join(reasons)}.")
+        _weights(content, source)
+
+
+class PlannedTeachers:
+    """Teachers that nobody trains: notes whom a regularizer asks for, and refuses at once what cannot be had.
+
+    Args:
+        recipe: The student's.
+        kinship: What teachers that are brought along must fit; None does not look at them.
+    """
+
+    def __init__(self, recipe: Recipe, kinship: Kinship | None = None) -> None:
+        self.recipes: list[Recipe] = []
+        self._recipe = recipe
+        self._kinship = kinship
+
+    def get(self, method: str, path: Path | None = None, **changes: Any) -> nn.Module:
+        """A module that does nothing.
+
+        Raises:
+            InputError: The teacher's recipe is none, or the checkpoint at ``path`` does not fit.
+        """
+        if path is None:
+            self.recipes.append(teacher_recipe(self._recipe, method, **changes))
+        elif self._kinship:
+            source = _checkpoint_at(path)
+            self._kinship.refuse_stranger(checkpoint.load(source), source)
+        return nn.Identity()
+
+
 class SelfTeachers:
     """Teachers of a run: kept in the run's ``teachers/``, found in the user's cache, or trained and cached.
 
@@ -85,9 +156,8 @@ class SelfTeachers:
     (SA for the standard one, RA for a robust one) teaches.
 
     Args:
-        recipe: The student's.
-        run: The student's run, which gets a copy (a hard link where the file system has them).
-        fingerprint: The student's data.
+        kinship: The student's, which teachers must fit.
+        folder: The ``teachers/`` of the student's run, which gets a copy (a hard link where there are such).
         runtime: Where the teachers run.
         train: Trains a recipe into a directory, or continues there.
         note: Told in words where each teacher comes from.
@@ -95,16 +165,14 @@ class SelfTeachers:
 
     def __init__(
         self,
-        recipe: Recipe,
-        run: Run,
-        fingerprint: str,
+        kinship: Kinship,
+        folder: Path,
         runtime: Runtime,
         train: Callable[[Recipe, Path, str], None],
         note: Callable[[str], None],
     ) -> None:
-        self._recipe = recipe
-        self._folder = run.path / "teachers"
-        self._fingerprint = fingerprint
+        self._kinship = kinship
+        self._folder = folder
         self._runtime = runtime
         self._train = train
         self._note = note
@@ -120,22 +188,21 @@ class SelfTeachers:
         if path is not None and not own.is_file():
             source = _checkpoint_at(path)
             content = checkpoint.load(source)
-            self._refuse_stranger(content, source)
-            _weights(content, source)
+            self._kinship.refuse_stranger(content, source)
             _link(source, own)
             self._note(f"teacher '{name}': {source}")
         elif path is None and not (self._folder / name / "summary.json").is_file():
-            self._find_or_train(name, teacher_recipe(self._recipe, method, **changes))
+            self._find_or_train(name, teacher_recipe(self._kinship.recipe, method, **changes))
         content = checkpoint.load(own)
-        self._refuse_stranger(content, own)
+        self._kinship.refuse_stranger(content, own)
         recipe = Recipe(**content["recipe"])
         return frozen(self._runtime.place(network_from(content, recipe, _weights(content, own), own)))
 
     def _find_or_train(self, name: str, recipe: Recipe) -> None:
         own = self._folder / name
-        cached = cache_directory() / "teachers" / teacher_key(recipe, self._fingerprint)
+        cached = cache_directory() / "teachers" / teacher_key(recipe, self._kinship.fingerprint)
         begun = (own / "recipe.yaml").is_file()
-        if not begun and (cached / "summary.json").is_file():
+        if not begun and self._usable(cached):
             _copy_run(cached, own)
             self._note(f"self-teacher '{name}': reused from the cache ({cached})")
             return
@@ -143,20 +210,17 @@ class SelfTeachers:
         self._train(recipe, own, name)
         _publish(own, cached)
 
-    def _refuse_stranger(self, content: dict[str, Any], source: Path) -> None:
-        recipe, ours = content.get("recipe", {}), self._recipe.to_dict()
-        reasons = [
-            f"its {field.replace('_', ' ')} is {recipe.get(field)}, the student's is {ours[field]}"
-            for field in ("model", "model_options")
-            if recipe.get(field) != ours[field]
-        ]
-        if content.get("fingerprint") != self._fingerprint:
-            reasons.append(
-                f"it was trained on other data or another split (data set {recipe.get('dataset')}, "
-                f"seed {recipe.get('seed')}; the student's: {ours['dataset']}, seed {ours['seed']})"
-            )
-        if reasons:
-            raise CheckpointError(f"the teacher {source} does not fit the student: {'; '.join(reasons)}.")
+    def _usable(self, cached: Path) -> bool:
+        if not (cached / "summary.json").is_file():
+            return False
+        best = cached / "checkpoints" / "best.pt"
+        try:
+            self._kinship.refuse_stranger(checkpoint.load(best), best)
+        except CheckpointError as error:
+            self._note(f"self-teacher in the cache is damaged and is trained again: {error}")
+            shutil.rmtree(cached, ignore_errors=True)
+            return False
+        return True
 
 
 def teacher_recipe(recipe: Recipe, method: str, **changes: Any) -> Recipe:
@@ -201,9 +265,9 @@ def _changed(attack: AttackSpec, changes: dict[str, Any]) -> AttackSpec:
 
 
 def _weights(content: dict[str, Any], source: Path) -> dict[str, Tensor]:
-    if "model" not in content:
+    weights: dict[str, Tensor] | None = content.get("smoothed") or content.get("raw")
+    if not weights:
         raise CheckpointError(f"{source} holds no weights to teach with. Give a run, or its checkpoints/best.pt.")
-    weights: dict[str, Tensor] = content["model"]
     return weights
 
 

@@ -122,7 +122,7 @@ def outcome():
             (path.stem, group, name): tensor
             for path in sorted(run.path.glob("checkpoints/*.pt"))
             for group, tensors in torch.load(path, weights_only=True).items()
-            if group in ("model", "smoothed") and tensors
+            if group in ("raw", "smoothed") and tensors
             for name, tensor in tensors.items()
         }
         return history, summary, weights

@@ -199,3 +199,29 @@ def test_it_attacks_where_gradients_are_off():
     with torch.no_grad():
         assert torch.equal(adversary(model, random_start=False)(images, labels), expected)
         assert not torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("L1", 0.1), ("Linf", -1), ("Linf", "junk"), ("L2", math.inf), ("L2", None)])
+def test_a_threat_that_is_none_is_refused(norm, eps):
+    with pytest.raises(OptionError, match="norm|eps"):
+        Threat(norm, eps)
+
+
+def test_a_threat_may_be_written_as_a_fraction():
+    assert Threat("Linf", "8/255").eps == 8 / 255
+
+
+@pytest.mark.parametrize("name", ["CW", "DeepFool", "GN", "VANILA"])
+def test_an_attack_without_a_radius_is_refused(name):
+    with pytest.raises(OptionError, match="no radius"):
+        AttackSpec.parse(f"torchattacks:{name}", Threat("L2" if name != "GN" else "Linf", 0.1), {})
+
+
+@pytest.mark.parametrize("name", ["FFGSM", "MIFGSM", "PGD", "PIFGSM", "TIFGSM"])
+def test_library_attacks_keep_to_the_threat(name):
+    spec = AttackSpec.parse(f"torchattacks:{name}", Threat("Linf", 0.1), {})
+    images = 0.3 + 0.4 * torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    moved = size(Adversary(model, spec)(images, torch.arange(4) % 3) - images, "Linf")
+    assert moved.max() <= 0.1 + 1e-6
+    assert moved.min() > 0.09

@@ -63,3 +63,16 @@ def test_a_model_without_batchnorm_passes():
     weights = copy.deepcopy(model.state_dict())
     refresh_batchnorm(model, [torch.rand(4, 3)])
     assert torch.equal(model.weight, weights["weight"])
+
+
+def test_layers_that_the_raw_model_holds_frozen_keep_their_statistics():
+    raw = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2))
+    raw[0].running_mean.fill_(3)
+    raw[0].eval()
+    average = copy.deepcopy(raw).eval()
+    images = torch.rand(8, 2, 3, 3)
+    refresh_batchnorm(average, [images], raw)
+    assert average[0].running_mean.tolist() == [3, 3]
+    frozen = raw[0](images)
+    torch.testing.assert_close(average[1].running_mean, frozen.mean((0, 2, 3)))
+    assert not any(module.training for module in average)

@@ -6,7 +6,18 @@ import torch
 from pydantic import PrivateAttr
 from torch import nn
 
-from at_smooth import AttackSpec, DivergedError, Engine, Observer, Regularizer, Runtime, Settings, Threat, create
+from at_smooth import (
+    AttackSpec,
+    DivergedError,
+    Engine,
+    Observer,
+    OptionError,
+    Regularizer,
+    Runtime,
+    Settings,
+    Threat,
+    create,
+)
 from at_smooth.engine import COLUMNS, TrainingLoss
 from at_smooth.interfaces import Batch
 
@@ -379,3 +390,9 @@ def test_a_restored_engine_continues_exactly(engine, regularizer, smoother):
     assert [{**row, "seconds": 0} for row in whole.history] == [{**row, "seconds": 0} for row in continued.history]
     for kind, best in whole.best.items():
         assert same(best.weights, continued.best[kind].weights)
+
+
+def test_a_model_without_one_logit_a_class_is_refused_before_it_trains(engine):
+    trained = engine(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)))
+    with pytest.raises(OptionError, match=r"gives \(2, 2\); it should give logits \(2, 3\)"):
+        trained.fit()

@@ -174,3 +174,24 @@ def test_fields_may_come_in_any_order(field, name, options):
 @pytest.mark.parametrize("field", ["model", "method", "attack", "regularizer", "smoother", "norm"])
 def test_naming_what_is_the_default_changes_nothing(field):
     assert Recipe(**{field: getattr(Recipe(), field)}) == Recipe()
+
+
+def test_a_new_radius_takes_its_own_step_and_a_new_norm_its_own_radius():
+    recipe = Recipe(eps="8/255")
+    assert recipe.attack_options["step_size"] == "2/255"
+    assert recipe.replacing(eps=0.4).attack_options["step_size"] == 0.1
+    assert recipe.replacing(eps="8/255").attack_options["step_size"] == "2/255"
+    assert recipe.replacing(eps=0.4, attack_options={"step_size": 0.3}).attack_options["step_size"] == 0.3
+    l2 = recipe.replacing(norm="L2")
+    assert (l2.eps, l2.attack_options["step_size"]) == (0.5, 0.5 * 15 / 128)
+    assert recipe.replacing(norm="L2", eps=1).eps == 1
+
+
+def test_another_attack_keeps_the_models_mode():
+    assert Recipe().attack_options["mode"] == Recipe(attack="fgsm").attack_options["mode"] == "eval"
+
+
+@pytest.mark.parametrize("norm", [["L2"], {"a": 1}, 3])
+def test_a_norm_of_a_wrong_type_is_refused(norm):
+    with pytest.raises(OptionError, match="norm"):
+        Recipe(norm=norm)

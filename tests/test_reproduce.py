@@ -18,8 +18,10 @@ class Listening(Silent):
 
 @pytest.fixture(scope="module")
 def rehearsed(tmp_path_factory):
-    planned = plan(table("table-a10"), tmp_path_factory.mktemp("table"), SHORT, rehearse=True)
-    carry_out(planned, Silent())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AT_SMOOTH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        planned = plan(table("table-a10"), tmp_path_factory.mktemp("table"), SHORT, rehearse=True)
+        carry_out(planned, Silent())
     return planned
 
 

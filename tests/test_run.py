@@ -1,4 +1,5 @@
 import json
+import shutil
 import statistics
 from itertools import chain
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from at_smooth import CheckpointError, DivergedError, Recipe, Run, RunError, load_data, load_model, train
+from at_smooth import CheckpointError, DivergedError, InputError, Recipe, Run, RunError, load_data, load_model, train
 from at_smooth.run import environment
 
 COLUMNS = (
@@ -283,3 +284,24 @@ def test_a_damaged_file_is_named(plain_run, tmp_path, file, read):
     (run.path / file).write_bytes(b"\xff{ junk")
     with pytest.raises(RunError, match=f"{file} cannot be read"):
         read(run)
+
+
+@pytest.mark.parametrize(("name", "value"), [("weights", "foo"), ("checkpoint", "last")])
+def test_load_model_takes_no_other_words(plain_run, name, value):
+    with pytest.raises(InputError, match=f"{name} is '{value}'; choose one of"):
+        load_model(plain_run.path, **{name: value})
+
+
+def test_a_file_of_smoothed_weights_holds_no_raw_ones(smoothed_run):
+    path = smoothed_run.checkpoint("best_smoothed")
+    assert load_model(path, weights="smoothed")
+    with pytest.raises(CheckpointError, match="holds no raw weights, but smoothed"):
+        load_model(path, weights="raw")
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{"])
+def test_a_damaged_summary_is_refused(plain_run, tmp_path, content):
+    shutil.copytree(plain_run.path, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").write_text(content)
+    with pytest.raises(RunError, match=r"summary\.json"):
+        Run(tmp_path / "run").summary  # noqa: B018

@@ -3,7 +3,7 @@ import shutil
 import pytest
 import torch
 
-from at_smooth import CheckpointError, Run, load_data, load_model, train
+from at_smooth import CheckpointError, InputError, Run, load_data, load_model, train
 from at_smooth.teachers import cache_directory, frozen, teacher_key, teacher_recipe
 
 BOTH = {"regularizer": "kd-std-adv"}
@@ -119,8 +119,8 @@ def test_a_teacher_may_be_brought_along(tiny, plain_run, tmp_path, watch, what):
     options = {"adv_teacher": str(teacher)}
     run = train(tiny(regularizer="kd-adv", regularizer_options=options), tmp_path / "run", progress=progress)
     assert progress.roles == ["student"]
-    copied = torch.load(run.path / "teachers" / "at" / "checkpoints" / "best.pt", weights_only=True)["model"]
-    best = torch.load(plain_run.checkpoint("best"), weights_only=True)["model"]
+    copied = torch.load(run.path / "teachers" / "at" / "checkpoints" / "best.pt", weights_only=True)["raw"]
+    best = torch.load(plain_run.checkpoint("best"), weights_only=True)["raw"]
     assert all(torch.equal(copied[name], tensor) for name, tensor in best.items())
 
 
@@ -193,3 +193,41 @@ def test_two_runs_at_once_share_no_half_trained_teacher(command, cache, tmp_path
         assert process.returncode == 0, errors
     assert_same_outcome(Run(tmp_path / "one"), Run(tmp_path / "other"))
     assert len(list((cache / "teachers").iterdir())) == 2  # nothing half-written is left over
+
+
+def test_a_damaged_teacher_in_the_cache_is_trained_again(tiny, tmp_path, watch, cache, assert_same_outcome):
+    one = train(tiny(regularizer="kd-adv"), tmp_path / "one")
+    (kept,) = (cache / "teachers").iterdir()
+    (kept / "checkpoints" / "best.pt").unlink()
+    (kept / "checkpoints" / "best.pt").write_bytes(b"cut short")
+    again, reused = watch(), watch()
+    assert_same_outcome(one, train(tiny(regularizer="kd-adv"), tmp_path / "two", progress=again))
+    assert set(again.roles) == {"at teacher", "student"}
+    train(tiny(regularizer="kd-adv"), tmp_path / "three", progress=reused)
+    assert reused.roles == ["student"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"adv_teacher": "missing"}, "no checkpoint"),
+        ({"adv_attack": "nonsense"}, "no attack 'nonsense'"),
+        ({"adv_attack": "fgsm", "adv_steps": 5}, "steps"),
+    ],
+    ids=str,
+)
+def test_a_teacher_that_cannot_be_is_refused_before_the_other_is_trained(tiny, tmp_path, watch, options, words):
+    watching = watch()
+    with pytest.raises(InputError, match=words):
+        train(tiny(**BOTH, regularizer_options=options), tmp_path / "run", progress=watching)
+    assert watching.roles == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_of_other_classes_is_refused(tiny, tmp_path, npz):
+    data = {"dataset": "npz", "data_dir": npz()}
+    teacher = train(tiny(**data, dataset_options={"num_classes": 2}, epochs=1), tmp_path / "teacher")
+    student = tiny(**data, dataset_options={"num_classes": 3}, epochs=1, regularizer="kd-adv",
+                   regularizer_options={"adv_teacher": str(teacher.path)})  # fmt: skip
+    with pytest.raises(CheckpointError, match="number of classes is 2, the student's is 3"):
+        train(student, tmp_path / "student")

@@ -8,13 +8,20 @@ from pydantic import PrivateAttr
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from at_smooth import WeightSmoother
+from at_smooth import OptionError, WeightSmoother
 
 
 class Averaging(WeightSmoother):
     """A smoother that keeps an average; its subclasses say when the average moves, and how."""
 
     _average: AveragedModel = PrivateAttr()
+
+    def _check_start(self, start: int, epochs: int) -> None:
+        if start >= epochs:
+            raise OptionError(
+                f"the average begins after {start} epochs, but training ends after {epochs}. "
+                f"Lower -S start or raise --epochs."
+            )
 
     def _begin(self, model: nn.Module, **how: Any) -> None:
         """Make the averaged copy; ``how`` goes to ``AveragedModel``."""

@@ -20,6 +20,7 @@ class EMA(Averaging):
 
     def attach(self, model: nn.Module, schedule: Schedule) -> None:
         """Make the averaged copy."""
+        self._check_start(self.start, schedule.epochs)
         self._first_step = self.start * schedule.steps_per_epoch
         self._begin(model, multi_avg_fn=get_ema_multi_avg_fn(self.decay))  # type: ignore[no-untyped-call]
 

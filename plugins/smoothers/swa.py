@@ -29,8 +29,10 @@ class SWA(Averaging):
 
     def attach(self, model: nn.Module, schedule: Schedule) -> None:
         """Make the averaged copy."""
-        default = schedule.epochs // 2 if schedule.first_decay is None else schedule.first_decay
+        half, decay = schedule.epochs // 2, schedule.first_decay
+        default = half if decay is None or decay >= schedule.epochs else decay
         self._start = default if self.start is None else self.start
+        self._check_start(self._start, schedule.epochs)
         self._begin(model)
 
     def after_epoch(self, model: nn.Module, epoch: int) -> bool:

@@ -215,3 +215,15 @@ def test_a_restored_ema_continues_exactly(stop):
 def test_wrong_options_of_ema_are_refused(options):
     with pytest.raises(OptionError, match=f"smoother ema: {next(iter(options))}"):
         create("smoothers", "ema", options)
+
+
+@pytest.mark.parametrize("name", ["swa", "iswa", "ema"])
+def test_an_average_that_would_never_begin_is_refused(name):
+    with pytest.raises(OptionError, match=r"begins after 8 epochs, but training ends after 8.*-S start"):
+        attached(name, network(), epochs=8, start=8)
+
+
+def test_swa_begins_half_way_where_the_first_drop_lies_beyond_the_end():
+    model = network()
+    smoother = attached("swa", model, epochs=4, first_decay=50)
+    assert [smoother.after_epoch(model, epoch) for epoch in range(4)] == [False, False, True, True]
