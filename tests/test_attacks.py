@@ -203,7 +203,7 @@ def test_it_attacks_where_gradients_are_off():
 
 @pytest.mark.parametrize(("norm", "eps"), [("L1", 0.1), ("Linf", -1), ("Linf", "junk"), ("L2", math.inf), ("L2", None)])
 def test_a_threat_that_is_none_is_refused(norm, eps):
-    with pytest.raises(OptionError, match="norm|eps"):
+    with pytest.raises(OptionError, match=r"norm|eps"):
         Threat(norm, eps)
 
 
