@@ -350,13 +350,13 @@ def _duration(seconds: float) -> str:
 
 
 def _table(title: str, *columns: str) -> Any:
-    """An empty table; columns of words ("what ...") may wrap, the others stay on one line."""
+    """An empty table; names of runs and columns of words ("what ...") may wrap, the others stay on one line."""
     from rich import box
     from rich.table import Table
 
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     for column in columns:
-        table.add_column(column, no_wrap=not column.startswith("what"), overflow="fold")
+        table.add_column(column, no_wrap=not column.startswith(("what", "run")), overflow="fold")
     return table
 
 

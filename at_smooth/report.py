@@ -136,7 +136,7 @@ def draw_curves(history: list[Row], decays: list[int], path: Path) -> None:
         axes.axvline(epoch, color="0.6", linestyle=":", linewidth=1, label=None if number else "learning rate drops")
     axes.set(xlabel="epoch", ylabel=f"{'test' if part == 'test' else 'validation'} accuracy (%)", ylim=(0, 100))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=5, frameon=False, fontsize="small")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3, frameon=False, fontsize="small")
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=150)
     write_atomically(path, image.getvalue())

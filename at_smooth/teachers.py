@@ -209,6 +209,7 @@ class SelfTeachers:
         self._note(f"self-teacher '{name}': {'continued' if begun else 'trained first, then cached'}")
         self._train(recipe, own, name)
         _publish(own, cached)
+        (own / "checkpoints" / "last.pt").unlink(missing_ok=True)  # nothing to resume; the optimiser's state is large
 
     def _usable(self, cached: Path) -> bool:
         if not (cached / "summary.json").is_file():
