@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from at_smooth._version import __version__
 
 if TYPE_CHECKING:
-    from at_smooth.attacks import FGSM, PGD, Adversary, AttackSpec, Threat
+    from at_smooth.attacks import FGSM, PGD, Adversary, AttackSpec
     from at_smooth.data import Augmentation, Data, Part
-    from at_smooth.engine import Engine, Observer, Settings
+    from at_smooth.engine import Engine, Observer
     from at_smooth.exceptions import (
         AtSmoothError,
         CheckpointError,
@@ -46,12 +46,14 @@ if TYPE_CHECKING:
     from at_smooth.registry import create
     from at_smooth.run import Run
     from at_smooth.runtime import Runtime
+    from at_smooth.settings import Settings
     from at_smooth.teachers import cache_directory
+    from at_smooth.threat import Threat
 
 _HOME = {
-    "attacks": ("FGSM", "PGD", "Adversary", "AttackSpec", "Threat"),
+    "attacks": ("FGSM", "PGD", "Adversary", "AttackSpec"),
     "data": ("Augmentation", "Data", "Part"),
-    "engine": ("Engine", "Observer", "Settings"),
+    "engine": ("Engine", "Observer"),
     "exceptions": (
         "AtSmoothError",
         "CheckpointError",
@@ -83,7 +85,9 @@ _HOME = {
     "registry": ("create",),
     "run": ("Run",),
     "runtime": ("Runtime",),
+    "settings": ("Settings",),
     "teachers": ("cache_directory",),
+    "threat": ("Threat",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -108,6 +108,7 @@ def train(out: Path | None, resume: bool, dry_run: bool, **given: Any) -> None:
 
     from at_smooth import experiment
     from at_smooth.presets import recipe_from
+    from at_smooth.printing import headline, plan
     from at_smooth.progress import Terminal
     from at_smooth.recipe import Recipe
     from at_smooth.report import rich_table, summary_rows
@@ -120,14 +121,14 @@ def train(out: Path | None, resume: bool, dry_run: bool, **given: Any) -> None:
             raise InputError(f"there is no run to resume at {out}: it holds no recipe.yaml.")
     recipe = recipe_from(source, changes) if source else Recipe(**changes)
     if dry_run:
-        _print_plan(recipe)
+        click.echo(plan(recipe))
         return
 
     console = Console()
     path = out or experiment.free_path(recipe)
     if not resume:
         refuse_taken(path)
-    console.print(_headline(recipe), highlight=False, soft_wrap=True)
+    console.print(headline(recipe), highlight=False, soft_wrap=True)
     console.print(f"run directory: {path}", highlight=False, soft_wrap=True)
     with _interruptible(f"stopped; continue with: at-smooth train --out {shlex.quote(str(path))} --resume"):
         run = experiment.train(recipe, path, resume=resume, progress=Terminal(console))
@@ -145,15 +146,21 @@ def plugins(kind: str | None, name: str | None) -> None:
 
     KIND is methods, regularizers, smoothers, datasets, models, ...; NAME is one of its plugins.
     """
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
+    from rich.table import Table
 
     from at_smooth import registry
 
     console = Console()
     if kind and name:
-        _print_plugin(console, registry.find(kind, name))
+        from at_smooth.printing import print_plugin
+
+        print_plugin(console, registry.find(kind, name))
         return
-    table = _table("plugins", "kind", "name", "distribution")
+    table = Table(title="plugins", box=SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for column in ("kind", "name", "distribution"):
+        table.add_column(column, no_wrap=True)
     for each in [kind] if kind else registry.KINDS:
         for entry in registry.entries(each):
             table.add_row(entry.kind, entry.name, f"{entry.distribution} {entry.version}")
@@ -203,13 +210,13 @@ def reproduce(
     """
     from rich.console import Console
 
-    from at_smooth import presets
+    from at_smooth import presets, printing
     from at_smooth import reproduce as tables
     from at_smooth.progress import Terminal
 
     console = Console()
     if table is None:
-        listing = _table("tables", "name", "runs", "what it shows")
+        listing = printing.listing("tables", "name", "runs", "what it shows")
         for each in presets.tables():
             listing.add_row(each.name, str(len(each.rows)), each.title)
         console.print(listing)
@@ -219,11 +226,11 @@ def reproduce(
     planned = tables.plan(chosen, path, _changes(given), rehearse, preset)
     console.print(f"[bold]{chosen.title}[/bold]", highlight=False)
     if dry_run:
-        _print_forecast(console, planned)
+        printing.print_forecast(console, planned)
         return
     with _interruptible("stopped; the same command carries on"):
         tables.carry_out(planned, Terminal(console))
-    _print_reproduced(console, chosen, planned)
+    printing.print_reproduced(console, chosen, planned)
     if rehearse:
         console.print("A rehearsal shows that every run works; its numbers mean nothing.", highlight=False)
 
@@ -256,108 +263,6 @@ def _pairs(texts: tuple[str, ...]) -> dict[str, Any]:
         except yaml.YAMLError:
             pairs[key.strip().replace("-", "_")] = value
     return pairs
-
-
-def _headline(recipe: Any) -> str:
-    parts = [recipe.method, *(choice for choice in (recipe.regularizer, recipe.smoother) if choice != "none")]
-    return (
-        f"[bold]{' + '.join(parts)}[/bold]: {recipe.model} on {recipe.dataset}, {recipe.threat}, "
-        f"{recipe.epochs} epochs, seed {recipe.seed}"
-    )
-
-
-def _print_plan(recipe: Any) -> None:
-    import torch
-
-    from at_smooth.experiment import planned_teachers, prepare_data
-    from at_smooth.network import build_network
-    from at_smooth.runtime import Runtime, describe
-    from at_smooth.teachers import Kinship
-
-    runtime = Runtime.choose(recipe.device, recipe.precision, recipe.compile)
-    if recipe.threads:
-        torch.set_num_threads(recipe.threads)
-    data = prepare_data(recipe)
-    planned_teachers(recipe, Kinship(recipe, data.fingerprint(), data.shape, data.num_classes))
-    network = build_network(recipe, data.shape, data.num_classes, data.pixel_statistics())
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    click.echo(recipe.to_yaml().rstrip())
-    click.echo(f"# parameters: {parameters:,}")
-    click.echo(f"# images: {data.train.n:,} to train, {data.val.n:,} to validate, {data.test.n:,} to test")
-    click.echo(f"# device: {describe(runtime.device)}")
-
-
-def _print_plugin(console: Any, entry: Any) -> None:
-    import inspect
-
-    plugin = entry.load()
-    source = f"{entry.distribution} {entry.version}".strip()
-    console.print(f"[bold]{entry.name}[/bold] ({entry.kind}, from {source})", highlight=False)
-    console.print(inspect.getdoc(plugin) or "", highlight=False, markup=False)
-    if not plugin.model_fields:
-        console.print("\nNo options.")
-        return
-    table = _table("options", "name", "default", "bounds", "what it is")
-    for name, field in plugin.model_fields.items():
-        table.add_row(name, str(field.default), _bounds(field), field.description or "")
-    console.print(table)
-
-
-def _bounds(field: Any) -> str:
-    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    found = [
-        f"{sign} {getattr(limit, name):g}" for limit in field.metadata for name, sign in signs.items()
-        if getattr(limit, name, None) is not None
-    ]  # fmt: skip
-    return ", ".join(found)
-
-
-def _print_forecast(console: Any, planned: list[Any]) -> None:
-    from at_smooth.reproduce import Forecast
-
-    forecast = Forecast()
-    listing = _table("runs", "run", "teachers first", "time", "what")
-    total = 0.0
-    for item in planned:
-        recipe, done = item.recipe, item.run is not None
-        seconds = 0.0 if done else forecast.seconds(recipe)
-        total += seconds
-        what = f"{recipe.method}/{recipe.attack} {recipe.threat}; {recipe.model} on {recipe.dataset}"
-        teachers = ", ".join(forecast.teachers(recipe)) or "-"
-        listing.add_row(item.row.name, teachers, "done" if done else _duration(seconds), what)
-    console.print(listing)
-    console.print(f"all of it on this device, about: {_duration(total)}", highlight=False)
-
-
-def _print_reproduced(console: Any, table: Any, planned: list[Any]) -> None:
-    from at_smooth.reproduce import own_figures
-
-    listing = _table("ours/the paper's, percent", "run", "RA best", "RA final", "SA best", "SA final")
-    for item in planned:
-        ours = ["-" if value is None else f"{value:.2f}" for value in own_figures(item.run, table.last5)]
-        pairs = zip(ours, item.row.paper, strict=True)
-        listing.add_row(item.row.name, *(f"{own}/{theirs:.2f}" for own, theirs in pairs))
-    console.print(listing)
-
-
-def _duration(seconds: float) -> str:
-    minutes, hours, days = seconds / 60, seconds / 3600, seconds / 86400
-    if minutes < 2:
-        return f"{seconds:.0f} s"
-    if hours < 2:
-        return f"{minutes:.0f} min"
-    return f"{hours:.1f} h" if days < 3 else f"{days:.1f} days"
-
-
-def _table(title: str, *columns: str) -> Any:
-    """An empty table; names of runs and columns of words ("what ...") may wrap, the others stay on one line."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    for column in columns:
-        table.add_column(column, no_wrap=not column.startswith(("what", "run")), overflow="fold")
-    return table
 
 
 @contextmanager

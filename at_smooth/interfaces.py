@@ -6,6 +6,7 @@ The base classes are the neutral choice already: a bare :class:`Regularizer` lea
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +131,7 @@ class Method(Plugin):
         """The attack to train on: the one that the user wants, a changed one, or None for clean training."""
         return wanted
 
+    @abstractmethod
     def loss(self, model: nn.Module, clean: Tensor, perturbed: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The method's loss.
 
@@ -142,7 +144,6 @@ class Method(Plugin):
         Returns:
             The loss, a scalar, and the logits on ``perturbed``, (N, K).
         """
-        raise NotImplementedError  # an abstract method; pydantic's models have their own metaclass
 
 
 class Regularizer(Plugin):
@@ -255,6 +256,7 @@ class Dataset(Plugin):
     flip: bool = Field(default=False, description="random horizontal flip")
     rotation: float = Field(default=0.0, ge=0, le=180, description="random rotation by up to this many degrees")
 
+    @abstractmethod
     def load(self, data_dir: Path | None) -> Images:
         """Read the images.
 
@@ -264,12 +266,12 @@ class Dataset(Plugin):
         Raises:
             DataError: Files are missing or hold what they must not; the message says which files go where.
         """
-        raise NotImplementedError  # an abstract method, as in Method
 
 
 class Architecture(Plugin):
     """Builds a network. Normalisation is not its concern: the core puts it in front."""
 
+    @abstractmethod
     def build(self, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
         """An untrained network from images (N, C, H, W) to logits (N, K).
 
@@ -280,7 +282,6 @@ class Architecture(Plugin):
         Raises:
             OptionError: The architecture cannot take images of that shape.
         """
-        raise NotImplementedError  # an abstract method, as in Method
 
 
 def total(terms: Terms) -> Tensor:

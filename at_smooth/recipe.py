@@ -10,11 +10,12 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from at_smooth import registry
-from at_smooth.attacks import AttackSpec, Norm, Pixels, Threat, parse_pixels
+from at_smooth.attacks import AttackSpec
 from at_smooth.data import Split
-from at_smooth.engine import Settings
 from at_smooth.exceptions import InputError, OptionError, explain
 from at_smooth.interfaces import Dataset
+from at_smooth.settings import Settings
+from at_smooth.threat import Norm, Pixels, Threat, parse_pixels
 
 #: The choices that are plugins: field of the recipe, and kind of plugin.
 PLUGIN_FIELDS = {

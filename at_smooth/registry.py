@@ -7,6 +7,7 @@ names both; a plugin that fails to import breaks only the run that asks for it.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -66,6 +67,12 @@ class Entry:
             raise PluginError(
                 f"{singular} '{self.name}' of the distribution '{self.distribution}' is {plugin!r}, "
                 f"not a class derived from at_smooth.{base.__name__}. Its entry point should name such a class."
+            )
+        if inspect.isabstract(plugin):
+            missing = ", ".join(sorted(plugin.__abstractmethods__))
+            raise PluginError(
+                f"{singular} '{self.name}' of the distribution '{self.distribution}' lacks the method {missing}, "
+                f"which at_smooth.{base.__name__} asks for."
             )
         return plugin
 

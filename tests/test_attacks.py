@@ -6,7 +6,7 @@ import torchattacks
 from torch import nn
 
 from at_smooth import Adversary, AttackSpec, OptionError, Threat
-from at_smooth.attacks import format_pixels, parse_pixels
+from at_smooth.threat import format_pixels, parse_pixels
 
 NORMS = ["Linf", "L2"]
 RADII = {"Linf": 0.1, "L2": 0.5}

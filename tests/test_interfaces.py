@@ -6,7 +6,19 @@ from pydantic import Field
 from torch import nn
 
 import at_smooth
-from at_smooth import Architecture, Dataset, Method, OptionError, Plugin, Regularizer, Schedule, Step, WeightSmoother
+from at_smooth import (
+    Architecture,
+    Dataset,
+    Method,
+    OptionError,
+    Plugin,
+    PluginError,
+    Regularizer,
+    Schedule,
+    Step,
+    WeightSmoother,
+    create,
+)
 from at_smooth.interfaces import total
 
 
@@ -82,17 +94,16 @@ def test_the_bare_smoother_smooths_nothing():
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda: Method().loss(nn.Identity(), torch.rand(1), torch.rand(1), torch.rand(1)),
-        lambda: Dataset().load(None),
-        lambda: Architecture().build((1, 2, 2), 2),
-    ],
-)
-def test_what_has_no_neutral_choice_must_be_written(call):
-    with pytest.raises(NotImplementedError):
-        call()
+@pytest.mark.parametrize(("cls", "method"), [(Method, "loss"), (Dataset, "load"), (Architecture, "build")])
+def test_what_has_no_neutral_choice_must_be_written(cls, method):
+    with pytest.raises(TypeError, match=f"abstract.*{method}"):
+        cls()
+
+
+@pytest.mark.parametrize(("kind", "name", "lacks"), [("methods", "Method", "loss"), ("datasets", "Dataset", "load")])
+def test_an_unfinished_plugin_is_refused_with_what_it_lacks(kind, name, lacks):
+    with pytest.raises(PluginError, match=f"lacks the method {lacks}"):
+        create(kind, f"at_smooth:{name}")
 
 
 def test_the_loss_is_the_sum_of_its_terms():

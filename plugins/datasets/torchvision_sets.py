@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import tarfile
 import zipfile
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -40,9 +41,9 @@ class _TorchvisionSet(Dataset):
             ) from None
         return Images(x_train, y_train, x_test, y_test, self._NUM_CLASSES)
 
+    @abstractmethod
     def _part(self, root: Path, train: bool) -> tuple[Tensor, Tensor]:
         """Images (N, 3, H, W) uint8 and labels (N,) of one part."""
-        raise NotImplementedError  # an abstract method, as in Dataset
 
 
 class CIFAR10(_TorchvisionSet):
