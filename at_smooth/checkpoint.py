@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import torch
 
 from at_smooth.exceptions import CheckpointError
+from at_smooth.interruption import uninterrupted
 
 #: Raised whenever the layout of checkpoints changes.
 FORMAT = 1
@@ -21,14 +22,15 @@ FORMAT = 1
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write in the place of another: a reader, or a crash at any moment, finds the old one or the new."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with aside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with uninterrupted():
+        try:
+            with aside.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

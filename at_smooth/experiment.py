@@ -119,11 +119,8 @@ def free_path(recipe: Recipe) -> Path:
     neutral = {Recipe.model_fields[field].default for field in ("regularizer", "smoother")}
     choices = [recipe.dataset, recipe.method, recipe.regularizer, recipe.smoother]
     name = "-".join(choice.replace(":", ".") for choice in choices if choice not in neutral)
-    for number in itertools.count(1):
-        path = Path("runs") / (name if number == 1 else f"{name}-{number}")
-        if not path.exists():
-            return path
-    raise AssertionError("unreachable")
+    numbered = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(path for path in map(Path("runs").joinpath, numbered) if not path.exists())
 
 
 def _last_state(path: Path, recipe: Recipe, fingerprint: str) -> dict[str, Any] | None:
