@@ -21,6 +21,7 @@ from pydantic import (
 from torch import Tensor, nn
 
 from at_smooth.exceptions import OptionError, explain, nearest
+from at_smooth.modes import kept_modes
 from at_smooth.threat import OptionalPixels, Threat, parse_pixels
 
 #: What an attack makes large: the cross-entropy, or the divergence from the clean prediction.
@@ -281,17 +282,14 @@ def _attackable(model: nn.Module, mode: str) -> Iterator[None]:
 
     In ``train`` the modes stay as they are, so that what the user froze in eval mode stays frozen.
     """
-    training = {module: module.training for module in model.modules()}
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in learning:
-            parameter.requires_grad_(False)
-        if mode == "eval":
-            model.eval()
-        with torch.enable_grad():
+    with kept_modes(model), torch.enable_grad():
+        try:
+            for parameter in learning:
+                parameter.requires_grad_(False)
+            if mode == "eval":
+                model.eval()
             yield
-    finally:
-        for parameter in learning:
-            parameter.requires_grad_(True)
-        for module, flag in training.items():
-            module.training = flag
+        finally:
+            for parameter in learning:
+                parameter.requires_grad_(True)

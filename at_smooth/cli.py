@@ -130,7 +130,13 @@ def train(out: Path | None, resume: bool, dry_run: bool, **given: Any) -> None:
         refuse_taken(path)
     console.print(headline(recipe), highlight=False, soft_wrap=True)
     console.print(f"run directory: {path}", highlight=False, soft_wrap=True)
-    with _interruptible(f"stopped; continue with: at-smooth train --out {shlex.quote(str(path))} --resume"):
+
+    def advice() -> str:
+        if not (path / "recipe.yaml").exists():
+            return "stopped before anything was written"
+        return f"stopped; continue with: at-smooth train --out {shlex.quote(str(path))} --resume"
+
+    with _interruptible(advice):
         run = experiment.train(recipe, path, resume=resume, progress=Terminal(console))
     if recipe.test_every:
         console.print()
@@ -228,7 +234,7 @@ def reproduce(
     if dry_run:
         printing.print_forecast(console, planned)
         return
-    with _interruptible("stopped; the same command carries on"):
+    with _interruptible(lambda: "stopped; the same command carries on"):
         tables.carry_out(planned, Terminal(console))
     printing.print_reproduced(console, chosen, planned)
     if rehearse:
@@ -266,11 +272,11 @@ def _pairs(texts: tuple[str, ...]) -> dict[str, Any]:
 
 
 @contextmanager
-def _interruptible(advice: str) -> Iterator[None]:
+def _interruptible(advice: Callable[[], str]) -> Iterator[None]:
     """Turn SIGINT and SIGTERM into :class:`Interrupted` while the block runs."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Interrupted(number, advice)
+        raise Interrupted(number, advice())
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from at_smooth.attacks import PGD, Adversary, AttackSpec
 from at_smooth.batchnorm import refresh_batchnorm
 from at_smooth.data import Data, Part
-from at_smooth.exceptions import DivergedError, OptionError
+from at_smooth.exceptions import DivergedError
 from at_smooth.interfaces import Batch, Method, Regularizer, Schedule, Step, Teachers, Terms, WeightSmoother, total
+from at_smooth.modes import kept_modes
+from at_smooth.network import try_out
 from at_smooth.runtime import Runtime, fenced_randomness, seed_global
 from at_smooth.settings import Settings
 
@@ -205,19 +207,14 @@ class Engine:
         RA is the accuracy under PGD with ``eval_steps`` steps from a random start (section 3, "Attack Methods").
         """
         adversary = Adversary(model, self._evaluation)
-        modes = {module: module.training for module in model.modules()}
         standard = robust = 0
-        try:
+        with kept_modes(model), fenced_randomness(self.settings.seed, "evaluation"):
             model.eval()
-            with fenced_randomness(self.settings.seed, "evaluation"):
-                for batch in part.batches(_EVALUATION_BATCH):
-                    perturbed = adversary(batch.clean, batch.labels)
-                    with torch.no_grad():
-                        standard += int((model(batch.clean).argmax(1) == batch.labels).sum())
-                        robust += int((model(perturbed).argmax(1) == batch.labels).sum())
-        finally:
-            for module, training in modes.items():
-                module.training = training
+            for batch in part.batches(_EVALUATION_BATCH):
+                perturbed = adversary(batch.clean, batch.labels)
+                with torch.no_grad():
+                    standard += int((model(batch.clean).argmax(1) == batch.labels).sum())
+                    robust += int((model(perturbed).argmax(1) == batch.labels).sum())
         return 100 * standard / part.n, 100 * robust / part.n
 
     def accuracies_of(self, weights: dict[str, Tensor], part: Part) -> tuple[float, float]:
@@ -263,16 +260,9 @@ class Engine:
 
     def _check_logits(self) -> None:
         """Refuse a model whose output is not one logit a class, before it costs anything."""
-        modes = {module: module.training for module in self.model.modules()}
         batch = next(self.data.train.batches(2))
-        with torch.no_grad(), fenced_randomness(self.settings.seed, "check"):
-            logits = self.model.eval()(batch.clean)
-        for module, training in modes.items():
-            module.training = training
-        expected = (len(batch.labels), self.data.num_classes)
-        if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
-            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise OptionError(f"on {expected[0]} images the model gives {found}; it should give logits {expected}.")
+        with fenced_randomness(self.settings.seed, "check"):
+            try_out(self.model, batch.clean, self.data.num_classes)
 
     def _train_batches(self, epoch: int) -> Iterator[Batch]:
         for batch in self.data.train_batches(epoch, self.settings.batch_size):

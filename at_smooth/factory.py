@@ -12,6 +12,7 @@ from torch import nn
 
 from at_smooth.exceptions import OptionError
 from at_smooth.interfaces import Architecture
+from at_smooth.network import try_out
 
 
 class Factory(Architecture):
@@ -47,12 +48,6 @@ class Factory(Architecture):
             raise OptionError(f"the model's function refuses its options ({error}); set them with -N.") from None
         if not isinstance(network, nn.Module):
             raise OptionError(f"the model's function gives {type(network).__name__}, not a torch.nn.Module.")
-        with torch.no_grad():
-            logits = network.eval()(torch.zeros(2, *shape))
-        if not isinstance(logits, torch.Tensor) or logits.shape != (2, num_classes):
-            found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-            raise OptionError(
-                f"on two images of shape {shape} the model gives {found}; it should give logits (2, {num_classes}). "
-                f"A function with a parameter num_classes is told how many classes there are."
-            )
+        hint = "A function with a parameter num_classes is told how many classes there are."
+        try_out(network, torch.zeros(2, *shape), num_classes, hint)
         return network.train()

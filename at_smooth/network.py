@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from at_smooth import registry
-from at_smooth.exceptions import CheckpointError
+from at_smooth.exceptions import CheckpointError, OptionError
+from at_smooth.modes import kept_modes
 from at_smooth.runtime import fenced_randomness
 
 if TYPE_CHECKING:
@@ -35,6 +36,28 @@ class Normalize(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) in [0, 1] to the same shape, normalised."""
         return (images - self.mean) / self.std
+
+
+def try_out(model: nn.Module, images: Tensor, num_classes: int, hint: str = "") -> None:
+    """Refuse a model whose output is not one logit a class, before it costs anything; it stays as it is.
+
+    Args:
+        model: What to try.
+        images: A few, (N, C, H, W), on the model's device.
+        num_classes: K.
+        hint: What to say besides.
+
+    Raises:
+        OptionError: The output is no tensor of shape (N, K).
+    """
+    with kept_modes(model), torch.no_grad():
+        logits = model.eval()(images)
+    expected = (len(images), num_classes)
+    if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise OptionError(
+            f"on images {tuple(images.shape)} the model gives {found}; it should give logits {expected}. {hint}".strip()
+        )
 
 
 def build_network(
