@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from at_smooth.attacks import FGSM, PGD, Adversary, AttackSpec
     from at_smooth.data import Augmentation, Data, Part
     from at_smooth.engine import Engine, Observer
+    from at_smooth.evaluation import Evaluation, evaluate
     from at_smooth.exceptions import (
         AtSmoothError,
         CheckpointError,
@@ -31,13 +32,16 @@ if TYPE_CHECKING:
         Architecture,
         Batch,
         Dataset,
+        Evaluator,
         Images,
         Method,
+        Outcome,
         Plugin,
         Regularizer,
         Schedule,
         Size,
         Step,
+        Task,
         Teachers,
         Terms,
         WeightSmoother,
@@ -48,12 +52,13 @@ if TYPE_CHECKING:
     from at_smooth.runtime import Runtime
     from at_smooth.settings import Settings
     from at_smooth.teachers import cache_directory
-    from at_smooth.threat import Threat
+    from at_smooth.threat import OptionalPixels, Pixels, Threat, format_pixels
 
 _HOME = {
     "attacks": ("FGSM", "PGD", "Adversary", "AttackSpec"),
     "data": ("Augmentation", "Data", "Part"),
     "engine": ("Engine", "Observer"),
+    "evaluation": ("Evaluation", "evaluate"),
     "exceptions": (
         "AtSmoothError",
         "CheckpointError",
@@ -70,13 +75,16 @@ _HOME = {
         "Architecture",
         "Batch",
         "Dataset",
+        "Evaluator",
         "Images",
         "Method",
+        "Outcome",
         "Plugin",
         "Regularizer",
         "Schedule",
         "Size",
         "Step",
+        "Task",
         "Teachers",
         "Terms",
         "WeightSmoother",
@@ -87,7 +95,7 @@ _HOME = {
     "runtime": ("Runtime",),
     "settings": ("Settings",),
     "teachers": ("cache_directory",),
-    "threat": ("Threat",),
+    "threat": ("OptionalPixels", "Pixels", "Threat", "format_pixels"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -106,13 +114,18 @@ __all__ = [
     "Dataset",
     "DivergedError",
     "Engine",
+    "Evaluation",
+    "Evaluator",
     "Images",
     "InputError",
     "Interrupted",
     "Method",
     "Observer",
     "OptionError",
+    "OptionalPixels",
+    "Outcome",
     "Part",
+    "Pixels",
     "Plugin",
     "PluginError",
     "Recipe",
@@ -124,6 +137,7 @@ __all__ = [
     "Settings",
     "Size",
     "Step",
+    "Task",
     "Teachers",
     "Terms",
     "Threat",
@@ -131,6 +145,8 @@ __all__ = [
     "__version__",
     "cache_directory",
     "create",
+    "evaluate",
+    "format_pixels",
     "load_data",
     "load_model",
     "train",

@@ -232,19 +232,27 @@ class Adversary:
     Args:
         model: From images (N, C, H, W) in [0, 1] to logits (N, K), already on its device.
         spec: The attack.
+        targeted: Whether the labels that it is called with are classes to reach, not classes to leave.
+
+    Raises:
+        OptionError: The attack cannot be built, or not targeted.
     """
 
-    def __init__(self, model: nn.Module, spec: AttackSpec) -> None:
+    def __init__(self, model: nn.Module, spec: AttackSpec, *, targeted: bool = False) -> None:
         self.spec = spec
         self._model = model
         self._attack = spec.build(_Shield(model))
+        if targeted:
+            if "targeted" not in self._attack.supported_mode:
+                raise OptionError(f"attack {spec.name} cannot aim at a class.")
+            self._attack.set_mode_targeted_by_label(quiet=True)
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """Perturb images.
 
         Args:
             images: (N, C, H, W) in [0, 1].
-            labels: True classes, (N,).
+            labels: True classes, (N,); the classes to reach where the attack is targeted.
 
         Returns:
             Images within eps of the given ones, in [0, 1], detached.

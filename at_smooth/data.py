@@ -253,6 +253,18 @@ def check(images: Tensor, labels: Tensor, num_classes: int, name: str) -> None:
         )
 
 
+def stratified_subset(labels: Tensor, n: int, seed: int) -> Tensor:
+    """The positions of n examples, drawn by seed, the classes in their proportions as far as n allows; in order.
+
+    Args:
+        labels: (N,), N at least n.
+        n: From 1 up.
+        seed: Decides which.
+    """
+    everything = torch.arange(len(labels))
+    return everything if n == len(labels) else _stratified(labels.cpu().numpy(), n, seed)[1]
+
+
 def _split(labels: np.ndarray[Any, Any], share: float, split: Split, seed: int) -> tuple[Tensor, Tensor]:
     held_out = max(1, round(len(labels) * share))
     if len(labels) - held_out < 2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from torch import nn
 
@@ -152,10 +152,28 @@ def load_model(source: Path | str, *, weights: Weights = "reported", checkpoint:
     for name, value, choices in (("weights", weights, get_args(Weights)), ("checkpoint", checkpoint, get_args(Which))):
         if value not in choices:
             raise InputError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
-    return _load(Path(source), weights, checkpoint)
+    return stored_weights(Path(source), weights, checkpoint).network()
 
 
-def _load(source: Path, weights: Weights, which: Which) -> nn.Module:
+class Stored(NamedTuple):
+    """Weights in a checkpoint file: the file, its content, and which of the weights are meant."""
+
+    path: Path
+    content: dict[str, Any]
+    kind: str
+
+    @property
+    def recipe(self) -> Recipe:
+        """What they were trained with."""
+        return Recipe(**self.content["recipe"])
+
+    def network(self) -> nn.Module:
+        """The network with these weights, in eval mode, on the CPU."""
+        return network_from(self.content, self.recipe, self.content[self.kind], self.path)
+
+
+def stored_weights(source: Path, weights: Weights = "reported", which: Which = "final") -> Stored:
+    """Find weights in a run directory or a checkpoint file; see :func:`load_model`."""
     if source.is_dir():
         run = Run(source)
         averaged = run.checkpoint("best_smoothed").is_file() and weights != "raw"
@@ -167,7 +185,7 @@ def _load(source: Path, weights: Weights, which: Which) -> nn.Module:
     wanted = weights if weights != "reported" else "smoothed" if "smoothed" in held else "raw"
     if wanted not in held:
         raise CheckpointError(f"{source} holds no {wanted} weights, but {' and '.join(held) or 'none'}.")
-    return network_from(content, Recipe(**content["recipe"]), held[wanted], source)
+    return Stored(source, content, wanted)
 
 
 def load_data(source: Path | str) -> Data:

@@ -59,10 +59,8 @@ class Entry:
                 f"{singular} '{self.name}' of the distribution '{self.distribution}' {self.version} {reason}. "
                 f"Update or uninstall that distribution."
             ) from error
-        if self.kind == "models" and ":" in self.name and callable(plugin) and not isinstance(plugin, type):
-            from at_smooth.factory import Factory
-
-            return Factory.around(plugin)
+        if ":" in self.name:
+            plugin = _adopted(self.kind, plugin)
         if not (isinstance(plugin, type) and issubclass(plugin, base)):
             raise PluginError(
                 f"{singular} '{self.name}' of the distribution '{self.distribution}' is {plugin!r}, "
@@ -157,6 +155,21 @@ def _source_digest(module: str) -> str:
         return ""  # loading it will say what is wrong
 
 
+def _adopted(kind: str, found: Any) -> Any:
+    """What ``package.module:name`` names, as a plugin where it can be one: functions and attacks of torchattacks."""
+    if kind == "models" and callable(found) and not isinstance(found, type):
+        from at_smooth.factory import Factory
+
+        return Factory.around(found)
+    if kind == "evaluators" and isinstance(found, type):
+        from torchattacks.attack import Attack
+
+        from at_smooth.library_evaluator import LibraryEvaluator
+
+        return LibraryEvaluator.around(found) if issubclass(found, Attack) else found
+    return found
+
+
 def _interface(kind: str) -> type[Plugin]:
     from at_smooth import interfaces
 
@@ -164,6 +177,7 @@ def _interface(kind: str) -> type[Plugin]:
         "methods": interfaces.Method,
         "regularizers": interfaces.Regularizer,
         "smoothers": interfaces.WeightSmoother,
+        "evaluators": interfaces.Evaluator,
         "datasets": interfaces.Dataset,
         "models": interfaces.Architecture,
     }

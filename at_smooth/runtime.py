@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -80,11 +81,18 @@ def seed_global(seed: int, moment: int, purpose: str) -> None:
 
 @contextmanager
 def fenced_randomness(seed: int, purpose: str) -> Iterator[None]:
-    """Run a block on a stream of its own and leave torch's global generators as they were."""
+    """Run a block on a stream of its own and leave the global generators as they were: torch's, NumPy's, Python's."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+    of_numpy, of_python = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices=devices):
         seed_global(seed, 0, purpose)
-        yield
+        np.random.seed(_entropy(seed, 0, purpose) % 2**32)  # some attacks draw from these
+        random.seed(_entropy(seed, 0, purpose))
+        try:
+            yield
+        finally:
+            np.random.set_state(of_numpy)
+            random.setstate(of_python)
 
 
 @contextmanager

@@ -1,0 +1,111 @@
+"""Options that several commands share, and what becomes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from at_smooth.exceptions import OptionError
+
+if TYPE_CHECKING:
+    from at_smooth.interfaces import Evaluator
+    from at_smooth.subject import Wanted
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_Option = Callable[[_F], _F]
+
+
+def _all(*options: Any) -> Callable[[_F], _F]:
+    def decorate(command: _F) -> _F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+#: Which evaluators, on how many examples.
+evaluator_options = _all(
+    click.option("--with", "with_", metavar="NAME", multiple=True,
+                 help="Evaluator (see 'at-smooth plugins evaluators'), or torchattacks:CLASS; LABEL=NAME to name its "
+                 "result. [default: clean and pgd]"),
+    click.option("-E", "options", metavar="NAME.KEY=VALUE", multiple=True, help="Option of an evaluator."),
+)  # fmt: skip
+
+#: Which model, on which images, under which threat.
+subject_options = _all(
+    click.option("--weights", type=click.Choice(["reported", "raw", "smoothed"]), default="reported",
+                 show_default=True, help="Which weights; the reported ones are smoothed where there are such."),
+    click.option("--checkpoint", type=click.Choice(["final", "best"]), default="final", show_default=True,
+                 help="Last epoch, or best by validation."),
+    click.option("--part", type=click.Choice(["test", "val", "train"]), default="test", show_default=True,
+                 help="Part of the data set."),
+    click.option("--n-examples", type=int, help="So many examples, drawn by the seed, classes in proportion."),
+    click.option("--norm", type=click.Choice(["Linf", "L2"]), help="Norm of the threat. [default: the run's]"),
+    click.option("--eps", help="Radius in [0, 1] pixels, such as 8/255. [default: the run's]"),
+    click.option("--dataset", help="Another data set. [default: the run's]"),
+    click.option("-D", "dataset_options", metavar="KEY=VALUE", multiple=True, help="Option of that data set."),
+    click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set's files are."),
+    click.option("--weights-file", type=click.Path(path_type=Path),
+                 help="Weights for the model that MODULE:FUNCTION makes."),
+    click.option("-N", "model_options", metavar="KEY=VALUE", multiple=True, help="Argument of that function."),
+    click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,
+                 help="Decides every random draw."),
+    click.option("--batch-size", type=click.IntRange(1), help="Images attacked at once. [default: 250]"),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ..."),
+)  # fmt: skip
+
+json_option = click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Write every figure to this new file."
+)
+
+
+#: What an interrupted evaluation says.
+CARRIES_ON = "stopped; the same command carries on from the last finished batch"
+
+
+def wanted_from(given: dict[str, Any]) -> Wanted:
+    """What a command line says of its subject."""
+    from at_smooth.cli import _pairs
+    from at_smooth.subject import Wanted
+
+    pairs = {name: _pairs(given[name]) or None for name in ("dataset_options", "model_options")}
+    return Wanted(**{**given, **pairs})
+
+
+def evaluators_from(names: tuple[str, ...], options: tuple[str, ...]) -> dict[str, Evaluator]:
+    """The evaluators of ``--with``, with the options of ``-E``, by label.
+
+    Raises:
+        PluginError: An evaluator is unknown or broken.
+        OptionError: An option is of no evaluator named, or does not fit.
+    """
+    from at_smooth import registry
+    from at_smooth.cli import _pairs
+
+    chosen: dict[str, str] = {}
+    for text in names:
+        label, _, name = text.rpartition("=")
+        label = label or name
+        if label in chosen:
+            raise OptionError(f"--with names {label} twice. Tell them apart as LABEL={name}.")
+        chosen[label] = name
+    given: dict[str, dict[str, Any]] = {label: {} for label in chosen}
+    for key, value in _pairs(options).items():
+        label, dot, option = key.rpartition(".")
+        near = [each for each in given if each.replace("-", "_") == label]
+        if not dot or not near:
+            raise OptionError(f"-E {key} should be EVALUATOR.OPTION=VALUE, with one of {', '.join(given)}.")
+        given[near[0]][option] = value
+    return {label: registry.create("evaluators", name, given[label]) for label, name in chosen.items()}
+
+
+def interruptible(advice: str) -> AbstractContextManager[None]:
+    """Turn SIGINT and SIGTERM into :class:`Interrupted` while the block runs."""
+    from at_smooth.cli import _interruptible
+
+    return _interruptible(lambda: advice)

@@ -1,0 +1,256 @@
+"""Evaluators at work: which examples a model still gets right under each, and under all of them."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from at_smooth._version import __version__
+from at_smooth.confidence import wilson
+from at_smooth.data import Part, as_float
+from at_smooth.exceptions import AtSmoothError, OptionError, PluginError
+from at_smooth.interfaces import Evaluator, Outcome, Task, percent
+from at_smooth.journal import Journal, Memory, digest, digest_of_model, digest_of_tensors
+from at_smooth.runtime import Runtime, fenced_randomness
+from at_smooth.threat import Threat
+
+#: As many images at once as AutoAttack takes; results that depend on the size of a batch compare at this one.
+BATCH_SIZE = 250
+
+_TOLERANCE = 1e-4  # for rounding: of pixels, and as a share of eps
+_TRIED = 64  # images on which a model is looked at first
+
+
+class Watcher:
+    """Told how an evaluation goes."""
+
+    def stage_began(self, evaluator: str, stage: str, examples: int) -> None:
+        """A stage begins, on so many examples."""
+
+    def batch_done(self, examples: int, accuracy: float) -> None:
+        """So many examples more are done; ``accuracy`` (percent) is what stands so far, of all."""
+
+    def evaluator_done(self, evaluator: str, outcome: Outcome) -> None:
+        """An evaluator is through."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What several evaluators found on the same examples.
+
+    Attributes:
+        threat: What the adversary might do.
+        outcomes: One for each evaluator, by the name that the user gave it.
+        bounded: The names of those that keep to the threat's radius.
+    """
+
+    threat: Threat
+    outcomes: Mapping[str, Outcome]
+    bounded: tuple[str, ...]
+
+    @property
+    def n(self) -> int:
+        """How many examples there are."""
+        return len(next(iter(self.outcomes.values())).broken_by)
+
+    @property
+    def union(self) -> Tensor | None:
+        """Which examples stand under every evaluator that keeps to the radius, (N,) bool; None for fewer than two."""
+        if len(self.bounded) < 2:
+            return None
+        return torch.stack([self.outcomes[name].standing for name in self.bounded]).all(0)
+
+    def results(self) -> dict[str, dict[str, Any]]:
+        """Every figure in plain types: accuracies and their 95 % intervals in percent, lengths in [0, 1] pixels."""
+        results: dict[str, dict[str, Any]] = {}
+        for name, outcome in self.outcomes.items():
+            results[name] = {
+                **self._accuracy(outcome.accuracy),
+                "seconds": round(outcome.seconds, 2),
+                **({"broke": outcome.broke} if len(outcome.stages) > 1 else {}),
+                **outcome.figures,
+                **({"notes": outcome.notes} if outcome.notes else {}),
+            }
+        if self.union is not None:
+            results["union"] = {**self._accuracy(percent(self.union)), "seconds": 0.0, "of": list(self.bounded)}
+        return results
+
+    def _accuracy(self, accuracy: float) -> dict[str, Any]:
+        return {"accuracy": accuracy, "ci95": list(wilson(accuracy, self.n))}
+
+
+def evaluate(
+    model: nn.Module,
+    part: Part,
+    evaluators: Mapping[str, Evaluator],
+    threat: Threat,
+    *,
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+    runtime: Runtime | None = None,
+    journal: Journal | None = None,
+    watcher: Watcher | None = None,
+) -> Evaluation:
+    """Find out which examples a model still gets right.
+
+    The model is copied and the global generators are put back, so nothing of the caller's changes. Evaluation is in
+    eval mode and in float32.
+
+    Args:
+        model: From images (N, C, H, W) in [0, 1] to logits (N, K).
+        part: Images and labels.
+        evaluators: By the names under which their results are wanted.
+        threat: What the adversary may do.
+        batch_size: Images attacked at once. Attacks that draw noise by the batch give other results at other sizes.
+        seed: Decides every random draw, by evaluator, stage and batch.
+        runtime: The device; the default is the best there is.
+        journal: Remembers finished batches, so that the same call carries on after a kill; None remembers nothing.
+        watcher: Told how it goes.
+
+    Raises:
+        OptionError: The model gives no logits, or an evaluator cannot work on it.
+        PluginError: An evaluator fails.
+    """
+    if not evaluators:
+        raise OptionError("there is no evaluator to run. Name one, such as pgd.")
+    if batch_size < 1:
+        raise OptionError(f"the batch size is {batch_size}; give 1 or more.")
+    if part.n == 0:
+        raise OptionError("there are no examples to evaluate on.")
+    device = (runtime or Runtime.choose()).device
+    subject, part = _frozen_copy(model).to(device), part.to(device)
+    outcomes = {}
+    with fenced_randomness(seed, "evaluation"):
+        num_classes = _classes_of(subject, part)
+        for evaluator in evaluators.values():
+            evaluator.check(threat, num_classes)
+        facts = {
+            "version": __version__,
+            "model": digest_of_model(subject),
+            "examples": digest_of_tensors("", *part),
+            "threat": [threat.norm, threat.eps],
+            "batch_size": batch_size,
+            "seed": seed,
+        }
+        for name, evaluator in evaluators.items():
+            key = digest({**facts, "evaluator": repr(type(evaluator)), "options": evaluator.options()})
+            memory = Memory(journal or Journal(None), key)
+            trial = _Trial(name, evaluator, part, batch_size, memory, watcher or Watcher())
+            outcomes[name] = trial.run(subject, threat, num_classes, seed)
+    return Evaluation(threat, outcomes, tuple(name for name, each in evaluators.items() if each.bounded))
+
+
+@dataclass
+class _Trial:
+    """One evaluator on one model, from where its journal says that it stood."""
+
+    name: str
+    evaluator: Evaluator
+    part: Part
+    batch_size: int
+    memory: Memory
+    watcher: Watcher
+
+    def run(self, model: nn.Module, threat: Threat, num_classes: int, seed: int) -> Outcome:
+        """All stages: each attacks, batch by batch, what the stages before it left standing."""
+        n = self.part.n
+        outcome = Outcome([], torch.full((n,), -1), torch.full((n,), float("inf")))
+        at_stage, at_batch = self.memory.recall(outcome)
+        task = Task(model, threat, num_classes, seed, note=lambda text: _once(outcome.notes, text))
+        outcome.stages = self.evaluator.stages(task)
+        for number, stage in enumerate(outcome.stages):
+            if number < at_stage:
+                continue
+            standing = outcome.standing | (outcome.broken_by >= number)  # before this stage, wherever in it we are
+            batches = [batch for batch in torch.split(standing.nonzero().flatten(), self.batch_size) if len(batch)]
+            first = at_batch if number == at_stage else 0
+            self.watcher.stage_began(self.name, stage, sum(map(len, batches[first:])))
+            for position, batch in enumerate(batches[first:], start=first):
+                began = time.perf_counter()
+                with fenced_randomness(seed, f"{stage}, batch {position}"):
+                    broken, distances = self._attack(task, stage, batch)
+                outcome.broken_by[batch[broken]] = number
+                outcome.distances[batch[broken]] = distances[broken]
+                outcome.seconds += time.perf_counter() - began
+                self.memory.keep(outcome, number, position + 1)
+                self.watcher.batch_done(len(batch), outcome.accuracy)
+        outcome.figures = self.evaluator.figures(task, outcome)
+        self.watcher.evaluator_done(self.name, outcome)
+        return outcome
+
+    def _attack(self, task: Task, stage: str, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Which examples of a batch a stage breaks, (N,) bool, and the L2 length of each perturbation, (N,)."""
+        chosen = chosen.to(self.part.labels.device)
+        images, labels = as_float(self.part.images[chosen]), self.part.labels[chosen]
+        try:
+            perturbed = self.evaluator.perturb(task, stage, images.clone(), labels.clone()).detach()
+        except AtSmoothError:
+            raise
+        except Exception as error:  # what a plugin or the library under it raises is its own failure
+            reason = f"{type(error).__name__}: {error}"
+            raise PluginError(f"evaluator '{self.name}' failed in its stage '{stage}' ({reason}).") from error
+        if perturbed.shape != images.shape:
+            raise PluginError(f"evaluator '{self.name}' made {tuple(perturbed.shape)} of images {tuple(images.shape)}.")
+        with torch.no_grad():
+            wrong = task.model(perturbed).argmax(1) != labels
+        allowed = self._allowed(images, perturbed, task.threat)
+        if not allowed.all():
+            task.note("some perturbed images were outside the threat's ball or outside [0, 1]; they do not count")
+        return (wrong & allowed).cpu(), (perturbed - images).flatten(1).norm(dim=1).cpu()
+
+    def _allowed(self, images: Tensor, perturbed: Tensor, threat: Threat) -> Tensor:
+        lowest, highest = perturbed.flatten(1).amin(1), perturbed.flatten(1).amax(1)
+        allowed = (lowest >= -_TOLERANCE) & (highest <= 1 + _TOLERANCE)  # false for NaN too
+        if self.evaluator.bounded:
+            change = (perturbed - images).flatten(1)
+            length = change.abs().amax(1) if threat.norm == "Linf" else change.norm(dim=1)
+            allowed &= length <= threat.eps * (1 + _TOLERANCE) + 1e-6
+        return allowed
+
+
+def _once(notes: list[str], text: str) -> None:
+    if text not in notes:
+        notes.append(text)
+
+
+def _frozen_copy(model: nn.Module) -> nn.Module:
+    try:
+        subject = copy.deepcopy(model)
+    except RuntimeError as error:
+        raise OptionError(
+            f"the model cannot be copied, which evaluation does to leave it as it is ({error})."
+        ) from None
+    return subject.float().eval().requires_grad_(False)
+
+
+def _classes_of(model: nn.Module, part: Part) -> int:
+    """How many classes the model tells apart; refuses one that gives anything but logits."""
+    images = as_float(part.images[:_TRIED])
+    try:
+        with torch.no_grad():
+            logits = model(images)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise OptionError(f"the model fails on images {tuple(images.shape)} ({reason}).") from None
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] < 2:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise OptionError(f"on images {tuple(images.shape)} the model gives {found}; it should give logits (N, K).")
+    if not logits.isfinite().all():
+        raise OptionError(
+            "the model's logits are not finite on clean images. Did its weights load, and did it diverge?"
+        )
+    if (logits >= 0).all() and torch.allclose(logits.sum(1), torch.ones(len(logits), device=logits.device), atol=1e-4):
+        raise OptionError("the model gives probabilities; attacks need its logits. Leave its last softmax out.")
+    classes = int(logits.shape[1])
+    if int(part.labels.max()) >= classes:
+        raise OptionError(
+            f"the model tells {classes} classes apart, but there is a label {int(part.labels.max())}. "
+            f"It was made for another data set."
+        )
+    return classes

@@ -1,0 +1,131 @@
+"""What an evaluation found: as JSON, in a run's directory, and as a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from at_smooth._version import __version__
+from at_smooth.checkpoint import write_atomically
+from at_smooth.exceptions import InputError
+from at_smooth.subject import Subject
+from at_smooth.threat import Threat
+
+
+def report(
+    subject: Subject, n: int, threat: Threat, results: Mapping[str, Any], **circumstances: Any
+) -> dict[str, Any]:
+    """What ``--json`` writes, in plain types."""
+    return {
+        "n": n,
+        "threat": {"norm": threat.norm, "eps": threat.eps},
+        **subject.facts,
+        **circumstances,
+        "at-smooth": __version__,
+        "results": dict(results),
+    }
+
+
+def refuse_taken_file(path: Path | None) -> None:
+    """Refuse a file that cannot be written, or that holds something, before anything costs time.
+
+    Raises:
+        InputError: It is so.
+    """
+    if path is None:
+        return
+    if path.is_dir() or (path.exists() and path.stat().st_size):
+        raise InputError(f"{path} exists already. Choose another file, or remove it.")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"there is no folder {path.absolute().parent} to write {path.name} into.")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a report whole."""
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def keep_in_run(run: Path, kind: str, content: Mapping[str, Any]) -> Path | None:
+    """Put a report among the run's own, under ``evaluations/``; nothing there is written over.
+
+    Returns:
+        Where, or None where the run's folder cannot be written to.
+    """
+    moment = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+    try:
+        (run / "evaluations").mkdir(exist_ok=True)
+        path = next(path for path in _names(run / "evaluations", f"{kind}-{moment}") if not path.exists())
+        write_json(path, content)
+    except OSError:
+        return None
+    return path
+
+
+def kept_in_run(run: Path, kind: str = "evaluation") -> list[dict[str, Any]]:
+    """The reports of a kind that a run keeps, oldest first; what cannot be read is left out."""
+    reports = []
+    for path in sorted((run / "evaluations").glob(f"{kind}-*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(content, dict) and isinstance(content.get("results"), dict):
+            reports.append(content)
+    return reports
+
+
+def print_results(console: Console, content: Mapping[str, Any]) -> None:
+    """The table that ends an evaluation, and what the evaluators had to say."""
+    threat = Threat(**content["threat"])
+    weights = "" if content["weights"] == content["checkpoint"] else f" ({content['weights']} weights)"
+    console.print(f"[bold]{content['checkpoint']}[/bold]{weights}", highlight=False, soft_wrap=True)
+    title = f"{content['n']} {content['part']} examples of {content['dataset']}, {threat}"
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="")
+    table.add_column("evaluator", overflow="fold")
+    for column in ("accuracy, %", "95 % interval", "seconds"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, result in content["results"].items():
+        low, high = result["ci95"]
+        table.add_row(name, f"{result['accuracy']:.2f}", f"{low:.2f} to {high:.2f}", f"{result['seconds']:.1f}")
+    console.print(table)
+    for name, result in content["results"].items():
+        for line in _details(result):
+            console.print(f"{name}: {line}", highlight=False, soft_wrap=True)
+
+
+def _details(result: Mapping[str, Any]) -> Iterator[str]:
+    if "of" in result:
+        yield f"right under each of {', '.join(result['of'])}"
+    if "broke" in result:
+        yield "broke " + ", ".join(f"{count} ({stage})" for stage, count in result["broke"].items())
+    shown = {"accuracy", "ci95", "seconds", "broke", "notes", "of", "options"}
+    figures = [f"{_words(name)} {_value(value)}" for name, value in result.items() if name not in shown]
+    if figures:
+        yield ", ".join(figures)
+    for note in result.get("notes", []):
+        yield f"note: {note}"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "(" + ", ".join(f"{name}: {_value(part)}" for name, part in value.items()) + ")"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _names(folder: Path, stem: str) -> Iterator[Path]:
+    yield folder / f"{stem}.json"
+    number = 2
+    while True:
+        yield folder / f"{stem}-{number}.json"
+        number += 1

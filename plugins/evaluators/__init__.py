@@ -1,0 +1,1 @@
+"""Evaluators: which examples a model still gets right."""
