@@ -19,13 +19,11 @@ from at_smooth.subject import Subject
 from at_smooth.threat import Threat
 
 
-def report(
-    subject: Subject, n: int, threat: Threat, results: Mapping[str, Any], **circumstances: Any
-) -> dict[str, Any]:
+def report(subject: Subject, results: Mapping[str, Any], **circumstances: Any) -> dict[str, Any]:
     """What ``--json`` writes, in plain types."""
     return {
-        "n": n,
-        "threat": {"norm": threat.norm, "eps": threat.eps},
+        "n": subject.part.n,
+        "threat": {"norm": subject.threat.norm, "eps": subject.threat.eps},
         **subject.facts,
         **circumstances,
         "at-smooth": __version__,
