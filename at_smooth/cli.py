@@ -14,7 +14,9 @@ import click
 import yaml
 
 from at_smooth._version import __version__
+from at_smooth.commands.audit import audit
 from at_smooth.commands.evaluate import evaluate
+from at_smooth.commands.transfer import transfer
 from at_smooth.exceptions import AtSmoothError, InputError, Interrupted, OptionError
 
 # torch takes seconds to import, so each command imports what it needs.
@@ -242,7 +244,8 @@ def reproduce(
         console.print("A rehearsal shows that every run works; its numbers mean nothing.", highlight=False)
 
 
-cli.add_command(evaluate)
+for command in (evaluate, transfer, audit):
+    cli.add_command(command)
 
 
 def main() -> None:

@@ -33,8 +33,8 @@ class Watcher:
     def stage_began(self, evaluator: str, stage: str, examples: int) -> None:
         """A stage begins, on so many examples."""
 
-    def batch_done(self, examples: int, accuracy: float) -> None:
-        """So many examples more are done; ``accuracy`` (percent) is what stands so far, of all."""
+    def batch_done(self, examples: int, accuracy: float | None = None) -> None:
+        """So many examples more are done; ``accuracy`` (percent) is what stands so far, of all, where that is known."""
 
     def evaluator_done(self, evaluator: str, outcome: Outcome) -> None:
         """An evaluator is through."""
@@ -124,10 +124,10 @@ def evaluate(
     if part.n == 0:
         raise OptionError("there are no examples to evaluate on.")
     device = (runtime or Runtime.choose()).device
-    subject, part = _frozen_copy(model).to(device), part.to(device)
+    subject, part = frozen_copy(model).to(device), part.to(device)
     outcomes = {}
     with fenced_randomness(seed, "evaluation"):
-        num_classes = _classes_of(subject, part)
+        num_classes = classes_of(subject, part)
         for evaluator in evaluators.values():
             evaluator.check(threat, num_classes)
         facts = {
@@ -219,7 +219,12 @@ def _once(notes: list[str], text: str) -> None:
         notes.append(text)
 
 
-def _frozen_copy(model: nn.Module) -> nn.Module:
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """A copy in eval mode, in float32, whose parameters want no gradient.
+
+    Raises:
+        OptionError: The model cannot be copied.
+    """
     try:
         subject = copy.deepcopy(model)
     except RuntimeError as error:
@@ -229,8 +234,12 @@ def _frozen_copy(model: nn.Module) -> nn.Module:
     return subject.float().eval().requires_grad_(False)
 
 
-def _classes_of(model: nn.Module, part: Part) -> int:
-    """How many classes the model tells apart; refuses one that gives anything but logits."""
+def classes_of(model: nn.Module, part: Part) -> int:
+    """How many classes a model tells apart.
+
+    Raises:
+        OptionError: It gives anything but finite logits, or fewer classes than there are labels.
+    """
     images = as_float(part.images[:_TRIED])
     try:
         with torch.no_grad():

@@ -41,8 +41,8 @@ class _Bar(Watcher):
     def stage_began(self, evaluator: str, stage: str, examples: int) -> None:
         self._bars.reset(self._task, description=f"{evaluator}, {stage}", total=examples, figures="")
 
-    def batch_done(self, examples: int, accuracy: float) -> None:
-        self._bars.update(self._task, advance=examples, figures=f"{accuracy:.1f} % stand")
+    def batch_done(self, examples: int, accuracy: float | None = None) -> None:
+        self._bars.update(self._task, advance=examples, figures=_standing(accuracy))
 
 
 class _Lines(Watcher):
@@ -55,14 +55,14 @@ class _Lines(Watcher):
         self._stage, self._done, self._total = f"{evaluator}, {stage}", 0, examples
         self._began = self._spoke = time.monotonic()
 
-    def batch_done(self, examples: int, accuracy: float) -> None:
+    def batch_done(self, examples: int, accuracy: float | None = None) -> None:
         self._done += examples
         now = time.monotonic()
         if now - self._spoke < _SECONDS_BETWEEN_LINES or self._done == self._total:
             return
         self._spoke = now
         left = (now - self._began) / self._done * (self._total - self._done)
-        self._say(f"{self._stage}: {self._done}/{self._total}  {accuracy:.1f} % stand  left {left:.0f} s")
+        self._say(f"{self._stage}: {self._done}/{self._total}  {_standing(accuracy)}  left {left:.0f} s")
 
     def evaluator_done(self, evaluator: str, outcome: Outcome) -> None:
         n = len(outcome.broken_by)
@@ -70,3 +70,7 @@ class _Lines(Watcher):
 
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False, soft_wrap=True)
+
+
+def _standing(accuracy: float | None) -> str:
+    return "" if accuracy is None else f"{accuracy:.1f} % stand"

@@ -52,6 +52,12 @@ class DivergedError(AtSmoothError):
     exit_code = 3
 
 
+class MaskedGradientsError(AtSmoothError):
+    """An audit found that a model's robustness is not what it seems."""
+
+    exit_code = 4
+
+
 class Interrupted(KeyboardInterrupt):
     """The user or the system asked the run to stop; no ``except Exception`` takes it for a failure."""
 

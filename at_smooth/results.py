@@ -98,6 +98,49 @@ def print_results(console: Console, content: Mapping[str, Any]) -> None:
             console.print(f"{name}: {line}", highlight=False, soft_wrap=True)
 
 
+def print_transfer(console: Console, content: Mapping[str, Any]) -> None:
+    """The matrix of a transfer: a row a source, a column a target, the interval below each accuracy."""
+    threat, results = Threat(**content["threat"]), content["results"]
+    title = (
+        f"accuracy, % (95 % interval), of {content['n']} {content['part']} examples of {content['dataset']}, {threat}"
+    )
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="")
+    table.add_column("made on", overflow="fold")
+    targets = list(content["runs"])
+    for number, _ in enumerate(targets, start=1):
+        table.add_column(f"judged on {number}", justify="right", no_wrap=True)
+    for source, row in results.items():
+        label = f"{targets.index(source) + 1} {source}" if source in targets else "(clean images)"
+        table.add_row(label, *(_with_interval(row[target]) for target in targets))
+    console.print(table)
+    attack = content["attack"]
+    options = ", ".join(f"{name} {value}" for name, value in attack.items() if name not in ("name", "mode"))
+    console.print(f"attack: {attack['name']} ({options}); on the diagonal each model is attacked itself",
+                  highlight=False, soft_wrap=True)  # fmt: skip
+
+
+def print_audit(console: Console, content: Mapping[str, Any]) -> None:
+    """The verdicts of an audit, and the one over all."""
+    threat = Threat(**content["threat"])
+    console.print(f"[bold]{content['checkpoint']}[/bold] ({content['weights']})", highlight=False, soft_wrap=True)
+    title = f"audit on {content['n']} {content['part']} examples of {content['dataset']}, {threat}"
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="")
+    table.add_column("check", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("what was found", overflow="fold")
+    for name, result in content["results"].items():
+        verdict = "[green]sound[/green]" if result["sound"] else "[bold red]NOT SOUND[/bold red]"
+        table.add_row(name, verdict, result["found"])
+    console.print(table)
+    if content["sound"]:
+        console.print("sound: nothing here speaks for masked gradients", highlight=False)
+
+
+def _with_interval(result: Mapping[str, Any]) -> str:
+    low, high = result["ci95"]
+    return f"{result['accuracy']:.2f}\n{low:.1f} to {high:.1f}"
+
+
 def _details(result: Mapping[str, Any]) -> Iterator[str]:
     if "of" in result:
         yield f"right under each of {', '.join(result['of'])}"
