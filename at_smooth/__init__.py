@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from at_smooth.experiment import load_data, load_model, train
     from at_smooth.interfaces import (
+        Analysis,
         Architecture,
         Batch,
         Dataset,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         Schedule,
         Size,
         Step,
+        Study,
         Task,
         Teachers,
         Terms,
@@ -72,6 +74,7 @@ _HOME = {
     ),
     "experiment": ("load_data", "load_model", "train"),
     "interfaces": (
+        "Analysis",
         "Architecture",
         "Batch",
         "Dataset",
@@ -84,6 +87,7 @@ _HOME = {
         "Schedule",
         "Size",
         "Step",
+        "Study",
         "Task",
         "Teachers",
         "Terms",
@@ -103,6 +107,7 @@ __all__ = [
     "FGSM",
     "PGD",
     "Adversary",
+    "Analysis",
     "Architecture",
     "AtSmoothError",
     "AttackSpec",
@@ -137,6 +142,7 @@ __all__ = [
     "Settings",
     "Size",
     "Step",
+    "Study",
     "Task",
     "Teachers",
     "Terms",

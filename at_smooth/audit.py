@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from at_smooth import registry
 from at_smooth.audit_bench import Bench, Limits, Verdict
 from at_smooth.audit_checks import CHECKS
 from at_smooth.data import Part
@@ -57,6 +58,9 @@ def audit(
         OptionError: The model gives no logits, or the radius is 0.
     """
     limits, runtime = limits or Limits(), runtime or Runtime.choose()
+    for evaluator in (limits.attack, limits.noise, limits.reference):
+        registry.create("evaluators", evaluator).check(threat, 2)  # refused before anything costs time
+    registry.load("models", limits.surrogate)
     subject, part = _Connected(frozen_copy(model)).to(runtime.device), part.to(runtime.device)
 
     def attacked(label: str, evaluator: Evaluator, threat: Threat) -> Outcome:

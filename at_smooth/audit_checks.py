@@ -36,15 +36,13 @@ def gradients(bench: Bench) -> Verdict:
 def slope(bench: Bench) -> Verdict:
     """A step along the gradient raises the loss, and more than a random step."""
     images, eps = bench.images, bench.threat.eps
-    along, random = (_step(bench, direction) for direction in (_gradient(bench, images), torch.randn_like(images)))
-    loss, along_loss, random_loss = (
-        _loss(bench, moved) for moved in (images, images + eps * along, images + eps * random)
-    )
-    rise, random_rise = along_loss - loss, random_loss - loss
-    flat = percent(~((rise > 0) & (rise >= random_rise)))
-    return Verdict("slope", flat <= bench.limits.flat, f"the loss of {flat:.1f} % of the examples does not rise along the "
-                   f"gradient, or rises more in a random direction",
-                   {"flat": flat, "rise": rise.mean().item(), "random_rise": random_rise.mean().item()})  # fmt: skip
+    before = _loss(bench, images)
+    rise = _loss(bench, images + eps * _step(bench, _gradient(bench, images))) - before
+    random_rise = _loss(bench, images + eps * _step(bench, torch.randn_like(images))) - before
+    flat = percent((rise <= 0) | (rise < random_rise))
+    words = f"along the gradient the loss of {flat:.1f} % of the examples does not rise, or less than at random"
+    figures = {"flat": flat, "rise": rise.mean().item(), "random_rise": random_rise.mean().item()}
+    return Verdict("slope", flat <= bench.limits.flat, words, figures)
 
 
 def falls(bench: Bench) -> Verdict:

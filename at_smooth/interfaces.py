@@ -7,10 +7,10 @@ The base classes are the neutral choice already: a bare :class:`Regularizer` lea
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,6 +19,11 @@ from torch import Tensor, nn
 from at_smooth.attacks import AttackSpec
 from at_smooth.exceptions import OptionError, explain
 from at_smooth.threat import Threat
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from at_smooth.run import Run
 
 #: Weighted scalars, by name; the training loss is their sum.
 Terms = dict[str, Tensor]
@@ -296,6 +301,34 @@ class Evaluator(Plugin):
     def figures(self, task: Task, outcome: Outcome) -> dict[str, Any]:
         """What to report beside the accuracy, in plain types, once all stages are done."""
         return {}
+
+
+@dataclass(frozen=True)
+class Study:
+    """What an analysis found.
+
+    Attributes:
+        figure: What it drew.
+        tables: The numbers behind the figure, by name: rows of plain values, each row with the same keys.
+    """
+
+    figure: Figure
+    tables: Mapping[str, list[dict[str, Any]]]
+
+
+class Analysis(Plugin):
+    """Draws a figure from finished runs, and gives the numbers behind it."""
+
+    @abstractmethod
+    def study(self, runs: Sequence[Run]) -> Study:
+        """Look at runs.
+
+        Args:
+            runs: At least one; each has its recipe, its history and its checkpoints.
+
+        Raises:
+            InputError: It needs more of them, or other ones; the message says which.
+        """
 
 
 @dataclass(frozen=True)

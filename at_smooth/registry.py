@@ -173,12 +173,13 @@ def _adopted(kind: str, found: Any) -> Any:
 def _interface(kind: str) -> type[Plugin]:
     from at_smooth import interfaces
 
-    classes = {
+    classes: dict[str, type[Plugin]] = {
         "methods": interfaces.Method,
         "regularizers": interfaces.Regularizer,
         "smoothers": interfaces.WeightSmoother,
         "evaluators": interfaces.Evaluator,
+        "analyses": interfaces.Analysis,
         "datasets": interfaces.Dataset,
         "models": interfaces.Architecture,
     }
-    return classes.get(kind, interfaces.Plugin)
+    return classes[kind]
