@@ -122,4 +122,4 @@ def test_runs_of_other_data_or_threats_are_refused(tiny, plain_run, tmp_path):
     assert "not of the same data" in call("transfer", plain_run.path, fewer.path, "--part", "val").stderr
     assert (
         call("transfer", plain_run.path, fewer.path, "-A", "steps=1").exit_code == 0
-    )  # their test images are the same
+    )
