@@ -14,6 +14,7 @@ import click
 import yaml
 
 from at_smooth._version import __version__
+from at_smooth.commands.export import export
 from at_smooth.exceptions import AtSmoothError, InputError, Interrupted, OptionError
 
 # torch takes seconds to import, so each command imports what it needs.
@@ -239,6 +240,9 @@ def reproduce(
     printing.print_reproduced(console, chosen, planned)
     if rehearse:
         console.print("A rehearsal shows that every run works; its numbers mean nothing.", highlight=False)
+
+
+cli.add_command(export)
 
 
 def main() -> None:
