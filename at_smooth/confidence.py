@@ -49,3 +49,12 @@ def means_differ(one: Sequence[float], other: Sequence[float]) -> bool:
     if statistics.variance(one) == statistics.variance(other) == 0:  # the test would divide by nothing
         return statistics.fmean(one) != statistics.fmean(other)
     return bool(ttest_ind(one, other, equal_var=False).pvalue < 1 - _LEVEL)
+
+
+def differ_from_zero(differences: Sequence[float]) -> bool:
+    """Whether the mean of two or more values is not 0: Student's t-test at 5 %; of paired differences, say."""
+    from scipy.stats import ttest_1samp
+
+    if statistics.variance(differences) == 0:  # the test would divide by nothing
+        return statistics.fmean(differences) != 0
+    return bool(ttest_1samp(differences, 0).pvalue < 1 - _LEVEL)

@@ -46,6 +46,10 @@ class RunError(InputError):
     """A run directory is missing, taken or does not fit."""
 
 
+class ExportError(InputError):
+    """A model cannot be exported as it was asked for."""
+
+
 class DivergedError(AtSmoothError):
     """Training produced a loss that is not finite."""
 

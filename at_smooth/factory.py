@@ -32,18 +32,22 @@ class Factory(Architecture):
                                            "__module__": cls.__module__,
                                            "__annotations__": {"make": ClassVar[Callable[..., Any]]}})  # fmt: skip
 
+    def call(self, shape: tuple[int, int, int], num_classes: int) -> tuple[Callable[..., Any], dict[str, Any]]:
+        """The function, and the arguments that it gets."""
+        make = type(self).make
+        known = {"shape": shape, "num_classes": num_classes}
+        accepted = inspect.signature(make).parameters
+        return make, {name: value for name, value in known.items() if name in accepted} | (self.model_extra or {})
+
     def build(self, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
         """Call the function and try the network on two images.
 
         Raises:
             OptionError: The function refuses the options, or gives no network, or the network gives no such logits.
         """
-        make = type(self).make
-        known = {"shape": shape, "num_classes": num_classes}
-        accepted = inspect.signature(make).parameters
-        given = {name: value for name, value in known.items() if name in accepted}
+        make, arguments = self.call(shape, num_classes)
         try:
-            network = make(**given, **(self.model_extra or {}))
+            network = make(**arguments)
         except TypeError as error:
             raise OptionError(f"the model's function refuses its options ({error}); set them with -N.") from None
         if not isinstance(network, nn.Module):

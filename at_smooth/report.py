@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from at_smooth.checkpoint import write_atomically
+from at_smooth.confidence import accuracies_differ, differ_from_zero, means_differ, wilson
 from at_smooth.engine import Row
 from at_smooth.exceptions import InputError
 from at_smooth.recipe import CIRCUMSTANCES, Recipe
@@ -26,53 +27,128 @@ _CELLS = {
     "SA diff": ("diff", "sa"),
 }
 HEADER = ["setting", *_CELLS]
+_ACCURACIES = [name for name in _CELLS if not name.endswith("diff")]
+
+#: Before a figure whose difference chance may have made.
+_MARK = "~"
+_TO = "\N{EN DASH}"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure over one or several runs, in percent."""
+    """One figure over one or several runs, in percent.
+
+    Attributes:
+        mean: The figure, or its mean; None where nothing was measured.
+        sd: Standard deviation over the runs.
+        interval: The 95 % interval of one run's accuracy.
+        supported: Whether its difference is more than chance allows: an accuracy's from the first row's, a diff's
+            from 0. None where there is nothing to compare, or not enough is known.
+    """
 
     mean: float | None
     sd: float | None = None
+    interval: tuple[float, float] | None = None
+    supported: bool | None = None
 
-    def __str__(self) -> str:
+    @property
+    def figure(self) -> str:
+        """The figure, marked where it is not supported."""
         if self.mean is None:
             return "-"
-        return f"{self.mean:.2f}" if self.sd is None else f"{self.mean:.2f} ± {self.sd:.2f}"
+        return f"{_MARK if self.supported is False else ''}{self.mean:.2f}"
+
+    @property
+    def spread(self) -> str:
+        """How far it spreads: over seeds, or by chance; empty where that is not known."""
+        if self.sd is not None:
+            return f"± {self.sd:.2f}"
+        return f"{self.interval[0]:.1f}{_TO}{self.interval[1]:.1f}" if self.interval else ""
+
+    def __str__(self) -> str:
+        spread = f"({self.spread})" if self.interval and self.sd is None else self.spread
+        return f"{self.figure} {spread}".rstrip()
 
 
 #: A setting and its six figures.
 TableRow = tuple[str, list[Cell]]
 
 
+@dataclass(frozen=True)
+class _Column:
+    """One figure of a setting: its values over the runs, and on how many test examples each was measured."""
+
+    values: list[float]
+    n: int | None
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    def differs(self, other: _Column) -> bool | None:
+        """Whether two accuracies differ by more than chance allows; None where that cannot be known."""
+        if not self.values or not other.values:
+            return None
+        if len(self.values) > 1 and len(other.values) > 1:
+            return means_differ(self.values, other.values)
+        return accuracies_differ(self.mean, self.n, other.mean, other.n) if self.n and other.n else None
+
+    def cell(self, interval: bool, supported: bool | None = None) -> Cell:
+        """The figure as it is printed; several runs have a standard deviation, one has an interval."""
+        if not self.values:
+            return Cell(None)
+        if len(self.values) > 1:
+            return Cell(self.mean, statistics.stdev(self.values), supported=supported)
+        return Cell(self.mean, None, wilson(self.mean, self.n) if interval and self.n else None, supported)
+
+
 def summary_rows(summary: Summary) -> list[TableRow]:
     """One run's table: a row for the raw weights and, where there are any, one for the smoothed."""
-    blocks = {weights: summary[weights] for weights in ("raw", "smoothed") if summary[weights]}
-    return [(weights, [Cell(value) for value in _figures(block)]) for weights, block in blocks.items()]
+    columns = {weights: _columns([summary], weights) for weights in ("raw", "smoothed") if summary[weights]}
+    return [
+        (weights, [column.cell(name in _ACCURACIES) for name, column in figures.items()])
+        for weights, figures in columns.items()
+    ]
 
 
 def comparison_rows(runs: list[Run]) -> list[TableRow]:
     """The paper's table: a row a setting, by the reported weights.
 
-    Runs that differ in nothing but the seed share a row, with mean and standard deviation over the seeds.
+    Runs that differ in nothing but the seed share a row, with mean and standard deviation over the seeds. Accuracies
+    are set against the first row's, and diffs against 0: over the seeds where there are some, else by the intervals.
     """
     groups: dict[str, list[Summary]] = defaultdict(list)
     for run in runs:
         summary = run.summary
         groups[_setting(summary["recipe"])].append(summary)
+    settings = [_columns(group) for group in groups.values()]
     rows = []
-    for label, group in zip(_labels([group[0]["recipe"] for group in groups.values()]), groups.values(), strict=True):
-        columns = zip(*(_figures(summary[summary["reported"]]) for summary in group), strict=True)
+    for label, group, columns in zip(
+        _labels([group[0]["recipe"] for group in groups.values()]), groups.values(), settings, strict=True
+    ):
         seeds = f" ({len(group)} runs)" if len(group) > 1 else ""
-        rows.append((label + seeds, [_over_seeds(list(column)) for column in columns]))
+        cells = []
+        for name, column in columns.items():
+            if name not in _ACCURACIES:
+                supported = _is_a_difference(column, columns, name)
+            else:
+                supported = None if columns is settings[0] else column.differs(settings[0][name])
+            cells.append(column.cell(name in _ACCURACIES, supported))
+        rows.append((label + seeds, cells))
     return rows
 
 
 def format_table(rows: list[TableRow], style: str) -> str:
-    """A table as ``markdown``, ``latex`` (booktabs) or ``csv``."""
+    """A table as ``markdown``, ``latex`` (booktabs) or ``csv``; a line below it says what its marks mean.
+
+    The CSV has every figure in full, and at the end of each row the intervals of the accuracies, and whether each
+    difference is supported: 1, 0, or blank where there is nothing to compare.
+    """
+    notes = _notes(rows)
     if style == "markdown":
         table = [HEADER, ["---"] + ["---:"] * len(_CELLS), *([label, *map(str, cells)] for label, cells in rows)]
-        return "\n".join("| " + " | ".join(line) + " |" for line in table)
+        lines = ["| " + " | ".join(line) + " |" for line in table]
+        return "\n".join(lines + ([""] + [f"{note}." for note in notes] if notes else []))
     if style == "latex":
         body = [[_tex(label), *(_tex(str(cell)) for cell in cells)] for label, cells in rows]
         lines = [
@@ -82,15 +158,24 @@ def format_table(rows: list[TableRow], style: str) -> str:
             r"\midrule",
             *(" & ".join(line) + r" \\" for line in body),
             r"\bottomrule",
+            *(rf"\multicolumn{{7}}{{l}}{{\footnotesize {_tex(note)}.}} \\" for note in notes),
             r"\end{tabular}",
         ]
         return "\n".join(lines)
     if style == "csv":
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["setting", *(f"{name}{part}" for name in _CELLS for part in ("", " sd"))])
+        spread = [f"{name}{part}" for name in _CELLS for part in ("", " sd")]
+        bounds = [f"{name}{part}" for name in _ACCURACIES for part in (" low", " high")]
+        writer.writerow(["setting", *spread, *bounds, *(f"{name} supported" for name in _CELLS)])
         for label, cells in rows:
-            writer.writerow([label, *(value for cell in cells for value in (cell.mean, cell.sd))])
+            intervals = [cell.interval for name, cell in zip(_CELLS, cells, strict=True) if name in _ACCURACIES]
+            writer.writerow([
+                label,
+                *(value for cell in cells for value in (cell.mean, cell.sd)),
+                *(value for interval in intervals for value in interval or (None, None)),
+                *(None if cell.supported is None else int(cell.supported) for cell in cells),
+            ])  # fmt: skip
         return text.getvalue().rstrip("\n")
     raise InputError(f"there is no table format '{style}'. Formats: text, markdown, latex, csv.")
 
@@ -99,13 +184,16 @@ def rich_table(rows: list[TableRow], title: str) -> Any:
     """The same for a terminal."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", collapse_padding=True)
     table.add_column("setting", overflow="fold")
     for name in _CELLS:
         table.add_column(name, justify="right", no_wrap=True)
-    for label, cells in rows:
-        table.add_row(label, *(str(cell).replace(" ± ", "\n± ") for cell in cells))  # six wide cells exceed 80 columns
+    for label, cells in rows:  # on two lines, since six wide cells exceed 80 columns
+        table.add_row(label, *(f"{cell.figure}\n{cell.spread}".rstrip() for cell in cells))
+    table.caption = Text("\n".join(_notes(rows)), style="dim") if _notes(rows) else None
+    table.caption_justify = "left"
     return table
 
 
@@ -142,15 +230,35 @@ def draw_curves(history: list[Row], decays: list[int], path: Path) -> None:
     write_atomically(path, image.getvalue())
 
 
-def _figures(block: dict[str, Any]) -> list[float | None]:
-    return [block[part][name] for part, name in _CELLS.values()]
+def _columns(group: list[Summary], weights: str | None = None) -> dict[str, _Column]:
+    """The six figures of the runs of a setting, of the reported weights unless others are named."""
+    blocks = [summary[weights or summary["reported"]] for summary in group]
+    examples = [(summary.get("examples") or {}).get("test") for summary in group]
+    columns = {}
+    for name, (part, figure) in _CELLS.items():
+        values = [block[part][figure] for block in blocks]
+        columns[name] = _Column([value for value in values if value is not None], examples[0])
+    return columns
 
 
-def _over_seeds(values: list[float | None]) -> Cell:
-    known = [value for value in values if value is not None]
-    if not known:
-        return Cell(None)
-    return Cell(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None)
+def _is_a_difference(diff: _Column, columns: dict[str, _Column], name: str) -> bool | None:
+    """Whether best and final differ by more than chance allows: over the seeds, which pair them, else by intervals."""
+    if len(diff.values) > 1:
+        return differ_from_zero(diff.values)
+    measure = name.split()[0]
+    return columns[f"{measure} best"].differs(columns[f"{measure} final"]) if diff.values else None
+
+
+def _notes(rows: list[TableRow]) -> list[str]:
+    """What a table's signs mean, of those that are in it."""
+    cells = [cell for _, figures in rows for cell in figures]
+    notes = {
+        f"low{_TO}high: 95 % interval of one run": any(cell.interval for cell in cells),
+        f"{_MARK}: cannot be told apart from the first row's, or a diff from 0": any(
+            cell.supported is False for cell in cells
+        ),
+    }
+    return [note for note, needed in notes.items() if needed]
 
 
 def _setting(recipe: dict[str, Any]) -> str:
@@ -182,6 +290,7 @@ def _labels(recipes: list[dict[str, Any]]) -> list[str]:
 
 
 def _tex(text: str) -> str:
-    for plain, tex in (("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("#", r"\#"), ("±", r"$\pm$")):
+    signs = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "±": r"$\pm$", _MARK: r"$\sim$", _TO: "--"}
+    for plain, tex in signs.items():
         text = text.replace(plain, tex)
     return text

@@ -151,6 +151,7 @@ class Recorder(Observer):
         )
         draw_curves(engine.history, engine.settings.decays(), self._run.path / "curves.png")
         summary = summarize(engine.history, _best_rows(engine), self._recipe)
+        summary["examples"] = {"val": engine.data.val.n, "test": engine.data.test.n}
         checkpoint.write_atomically(self._run.path / "summary.json", _json(summary))
 
     def _save(self, name: str, content: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from at_smooth import Run, __version__
-from at_smooth.report import HEADER, comparison_rows
+from at_smooth.report import comparison_rows, format_table
 
 SETTINGS = {
     "Baseline": [],
@@ -52,11 +52,9 @@ def train(path: Path, options: list[str], seed: int) -> None:
 
 
 def table(out: Path, seeds: int) -> list[str]:
-    lines = ["| " + " | ".join(HEADER) + " |", "| --- |" + " ---: |" * (len(HEADER) - 1)]
-    for setting in SETTINGS:
-        (row,) = comparison_rows([Run(folder(out, setting, seed)) for seed in range(seeds)])
-        lines.append(f"| {setting} | " + " | ".join(str(cell) for cell in row[1]) + " |")
-    return lines
+    rows = comparison_rows([Run(folder(out, setting, seed)) for setting in SETTINGS for seed in range(seeds)])
+    named = [(setting, cells) for setting, (_, cells) in zip(SETTINGS, rows, strict=True)]
+    return format_table(named, "markdown").splitlines()
 
 
 def main() -> None:

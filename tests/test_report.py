@@ -1,11 +1,14 @@
 import csv
+import io
 import json
 import statistics
 
 import pytest
+from rich.console import Console
 
 from at_smooth import InputError, Run, RunError
-from at_smooth.report import HEADER, Cell, comparison_rows, draw_curves, format_table, summary_rows
+from at_smooth.confidence import wilson
+from at_smooth.report import HEADER, Cell, comparison_rows, draw_curves, format_table, rich_table, summary_rows
 
 
 def block(ra, sa, drop=2.0):
@@ -20,14 +23,15 @@ def block(ra, sa, drop=2.0):
 def finished(tiny, tmp_path):
     """Writes the directory of a finished run with made-up figures."""
 
-    def write(ra, sa=80.0, smoothed=None, **changes):
+    def write(ra, sa=80.0, smoothed=None, n=None, drop=2.0, **changes):
         run = Run.create(tmp_path / str(len(list(tmp_path.iterdir()))), tiny(**changes))
         summary = {
-            "raw": block(ra, sa),
+            "raw": block(ra, sa, drop),
             "smoothed": smoothed and block(*smoothed),
             "reported": "smoothed" if smoothed else "raw",
             "recipe": run.recipe.to_dict(),
             "seconds": 1.0,
+            **({"examples": {"val": 10, "test": n}} if n else {}),
         }
         (run.path / "summary.json").write_text(json.dumps(summary))
         return run
@@ -54,6 +58,62 @@ def test_runs_that_differ_in_the_seed_share_a_row(finished):
     assert means(cells)[1:] == pytest.approx([statistics.mean([38, 41, 42]), 2, 82, 83, -1])
     assert means(rows[1][1]) == [50, 48, 2, 80, 81, -1]
     assert [cell.sd for cell in rows[1][1]] == [None] * 6
+
+
+def test_a_single_runs_accuracies_have_intervals(finished):
+    for [(_, cells)] in (comparison_rows([finished(40.0, n=1000)]), summary_rows(finished(40.0, n=1000).summary)):
+        assert cells[0].interval == pytest.approx(wilson(40.0, 1000))
+        assert cells[3].interval == pytest.approx(wilson(80.0, 1000))
+        assert [cell.interval for cell in (cells[2], cells[5])] == [None, None]  # differences are no accuracies
+    [(_, cells)] = comparison_rows([finished(40.0, seed=seed, n=1000) for seed in range(2)])
+    assert [cell.interval for cell in cells] == [None] * 6
+
+
+def test_an_older_run_has_neither_intervals_nor_marks(finished):
+    for _, cells in comparison_rows([finished(40.0), finished(40.1, regularizer="tf-kd")]):
+        assert [(cell.interval, cell.supported) for cell in cells] == [(None, None)] * 6
+
+
+def test_a_single_runs_differences_are_judged_by_its_intervals(finished):
+    rows = comparison_rows([
+        finished(40.0, n=1000, drop=9.0),
+        finished(43.0, n=1000, drop=3.0, regularizer="tf-kd"),
+        finished(50.0, n=1000, regularizer="kd-adv"),
+    ])  # fmt: skip
+    supported = [[cell.supported for cell in cells] for _, cells in rows]
+    assert supported[0] == [
+        None,
+        None,
+        True,
+        None,
+        None,
+        False,
+    ]  # the first is set against nothing, its diffs against 0
+    assert supported[1] == [False, True, False, False, False, False]  # 43 and 40 on 1,000 examples may be the same
+    assert supported[2][:3] == [True, True, False]
+
+
+def test_differences_over_seeds_are_judged_by_the_seeds(finished):
+    def setting(figures, **changes):
+        return [finished(ra, seed=seed, drop=drop, **changes) for seed, (ra, drop) in enumerate(figures)]
+
+    runs = [
+        *setting([(40.0, 2.0), (40.2, 2.1), (39.8, 1.9)]),
+        *setting([(41.0, -5.0), (41.2, 0.5), (40.8, 6.0)], regularizer="tf-kd"),
+        *setting([(39.0, 2.0), (43.0, 2.0), (38.5, 2.0)], regularizer="kd-adv"),
+    ]
+    rows = [[cell.supported for cell in cells] for _, cells in comparison_rows(runs)]
+    assert rows[0][:3] == [None, None, True]
+    assert rows[1][:3] == [True, False, False]
+    assert rows[2][:3] == [False, False, True]
+
+
+def test_a_single_run_is_set_against_seeds_by_its_examples(finished):
+    seeds = [finished(40.0 + seed, n=1000, seed=seed) for seed in range(3)]
+    _, (_, near), (_, far) = comparison_rows(
+        [*seeds, finished(42.0, n=1000, smoother="ema"), finished(60.0, n=1000, smoother="swa")]
+    )
+    assert (near[0].supported, far[0].supported) == (False, True)
 
 
 def test_where_a_run_was_made_makes_no_row(finished):
@@ -101,7 +161,16 @@ def test_an_unfinished_run_is_refused(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("cell", "text"), [(Cell(None), "-"), (Cell(1.234), "1.23"), (Cell(1.234, 0.5), "1.23 ± 0.50"), (Cell(0.0), "0.00")]
+    ("cell", "text"),
+    [
+        (Cell(None), "-"),
+        (Cell(0.0), "0.00"),
+        (Cell(1.234), "1.23"),
+        (Cell(1.234, 0.5), "1.23 ± 0.50"),
+        (Cell(1.234, 0.5, supported=False), "~1.23 ± 0.50"),
+        (Cell(1.234, 0.5, supported=True), "1.23 ± 0.50"),
+        (Cell(61.234, None, (57.6, 64.74)), "61.23 (57.6\N{EN DASH}64.7)"),
+    ],
 )
 def test_a_cell_reads_as_in_the_paper(cell, text):
     assert str(cell) == text
@@ -132,6 +201,40 @@ def test_csv_has_every_figure_in_full():
     assert float(table[0]["RA best"]) == 1 / 3
     assert float(table[0]["SA diff sd"]) == 0.1
     assert table[2]["RA best"] == ""
+
+
+MARKED = [("at", [Cell(40.0, None, (36.4, 43.7))] * 6), ("swa", [Cell(41.0, None, (37.4, 44.7), supported=False)] * 6)]
+
+
+def test_a_note_says_what_the_signs_mean():
+    for style, mark in (("markdown", "~"), ("latex", r"$\sim$")):
+        text = format_table(MARKED, style)
+        assert text.count(f"{mark}41.00") == 6
+        assert f"{mark}: cannot be told apart from the first row's" in text
+        assert "interval of one run" in text
+        assert "told apart" not in format_table(MARKED[:1], style)
+    lines = format_table(MARKED, "latex").splitlines()
+    assert all(line.endswith(r"\\") for line in lines[lines.index(r"\bottomrule") + 1 : -1])
+
+
+def test_csv_adds_intervals_and_marks_after_the_older_columns():
+    older = format_table([("at", [Cell(40.0, 1.0)] * 6)], "csv").splitlines()[0].split(",")[:13]
+    first, second = csv.DictReader(format_table(MARKED, "csv").splitlines())
+    assert list(first)[:13] == older == ["setting", *(f"{name}{sd}" for name in HEADER[1:] for sd in ("", " sd"))]
+    assert (first["RA best low"], first["SA final high"]) == ("36.4", "43.7")
+    assert (first["RA final supported"], second["RA final supported"]) == ("", "0")
+    assert "RA diff low" not in first
+
+
+def test_a_terminal_of_80_columns_holds_the_table():
+    accuracies = [Cell(100.0, None, (99.5, 100.0), supported=False)] * 2
+    cells = [*accuracies, Cell(-10.25, supported=False)] * 2
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(rich_table([("at + label-smoothing + swa", cells), ("at", [Cell(-10.5, 10.5)] * 6)], "title"))
+    text = console.export_text()
+    assert (text.count("~100.00"), text.count("~-10.25"), text.count("± 10.50")) == (4, 2, 6)
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    assert "told apart" in text
 
 
 def test_another_format_is_refused():

@@ -36,12 +36,17 @@ evaluator_options = _all(
     click.option("-E", "options", metavar="NAME.KEY=VALUE", multiple=True, help="Option of an evaluator."),
 )  # fmt: skip
 
-#: Which model, on which images, under which threat.
-subject_options = _all(
+#: Which weights of a run.
+weights_options = _all(
     click.option("--weights", type=click.Choice(["reported", "raw", "smoothed"]), default="reported",
                  show_default=True, help="Which weights; the reported ones are smoothed where there are such."),
     click.option("--checkpoint", type=click.Choice(["final", "best"]), default="final", show_default=True,
                  help="Last epoch, or best by validation."),
+)  # fmt: skip
+
+#: Which model, on which images, under which threat.
+subject_options = _all(
+    weights_options,
     click.option("--part", type=click.Choice(["test", "val", "train"]), default="test", show_default=True,
                  help="Part of the data set."),
     click.option("--n-examples", type=int, help="So many examples, drawn by the seed, classes in proportion."),
