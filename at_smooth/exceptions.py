@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import signal
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -46,10 +46,25 @@ class RunError(InputError):
     """A run directory is missing, taken or does not fit."""
 
 
+class StorageError(AtSmoothError):
+    """A file could not be written; what was there before stands."""
+
+    exit_code = 2
+
+
 class DivergedError(AtSmoothError):
-    """Training produced a loss that is not finite."""
+    """Training produced a loss or a weight that is not finite.
+
+    Args:
+        message: Where, what, and the likely cause.
+        dump: What diverged, as tensors and plain values.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, dump: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.dump = dump or {}
 
 
 class Interrupted(KeyboardInterrupt):

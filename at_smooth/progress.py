@@ -82,7 +82,7 @@ class _Bar(Observer):
 
     def started(self, engine: Engine) -> None:
         self._bars.start()
-        self._bars.update(self._task, total=engine.settings.epochs, completed=engine.epoch)
+        self._bars.update(self._task, total=engine.settings.epochs, completed=len(engine.history))
 
     def epoch_ended(self, engine: Engine, row: Row, improved: list[str]) -> None:
         self._bars.update(self._task, completed=engine.epoch, figures=figures(engine, row))
@@ -96,7 +96,7 @@ class _Lines(Observer):
         self._first = 0
 
     def started(self, engine: Engine) -> None:
-        self._began, self._first = time.perf_counter(), engine.epoch
+        self._began, self._first = time.perf_counter(), len(engine.history)
 
     def epoch_ended(self, engine: Engine, row: Row, improved: list[str]) -> None:
         tenth = max(1, engine.settings.epochs // 10)
