@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 import signal
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import click
 import yaml
 
 from at_smooth._version import __version__
-from at_smooth.exceptions import AtSmoothError, InputError, Interrupted, OptionError
+from at_smooth.exceptions import AtSmoothError, InputError, Interrupted, OptionError, StorageError
 
 # torch takes seconds to import, so each command imports what it needs.
 
@@ -39,6 +40,11 @@ class _Group(click.Group):
         except AtSmoothError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(error.exit_code)
+        except OSError as error:  # a full disk under the standard output, say
+            if error.errno == errno.EPIPE:
+                raise
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(InputError.exit_code)
         except Interrupted as stop:
             click.echo(f"{stop.name}: {stop}", err=True)
             ctx.exit(stop.exit_code)
@@ -75,6 +81,10 @@ def _recipe_options(command: _F) -> _F:
         click.option("--device", help="auto, cpu, cuda, cuda:1, ... [default: auto]"),
         click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Arithmetic of training."),
         click.option("--compile/--no-compile", default=None, help="Compile the model; pays for large networks."),
+        click.option("--deterministic/--no-deterministic", default=None, help="On a GPU: the same bits every time."),
+        click.option("--on-divergence", type=click.Choice(["stop", "retry"]),
+                     help="Stop, or begin the epoch again with half the learning rate. [default: stop]"),
+        click.option("--keep-checkpoints", metavar="every=N", help="Keep a snapshot of the weights every N epochs."),
         click.option("--validate-every", type=int, help="Epochs between measurements on the validation set."),
         click.option("--test-every", type=int, help="Epochs between measurements on the test set; 0 for never."),
         *(
@@ -96,13 +106,16 @@ def _recipe_options(command: _F) -> _F:
 @cli.command()
 @_recipe_options
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory, new or empty. [default: under runs/]")
-@click.option("--resume", is_flag=True, help="Continue the run in --out from its last finished epoch.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out exactly where it was saved last.")
+@click.option("--override", is_flag=True, help="Resume on another device, by other versions and such.")
 @click.option("--dry-run", is_flag=True, help="Train nothing: print the resolved recipe, parameters and device.")
-def train(out: Path | None, resume: bool, dry_run: bool, **given: Any) -> None:
+def train(out: Path | None, resume: bool, override: bool, dry_run: bool, **given: Any) -> None:
     """Train a robust model, its self-teachers first where it needs them."""
     changes = _changes(given)
     if resume and out is None:
         raise InputError("--resume continues a run: name its directory with --out.")
+    if override and not resume:
+        raise InputError("--override goes with --resume: it accepts harmless differences from how a run was begun.")
 
     from rich.console import Console
 
@@ -133,11 +146,11 @@ def train(out: Path | None, resume: bool, dry_run: bool, **given: Any) -> None:
 
     def advice() -> str:
         if not (path / "recipe.yaml").exists():
-            return "stopped before anything was written"
-        return f"stopped; continue with: at-smooth train --out {shlex.quote(str(path))} --resume"
+            return "nothing was written yet"
+        return f"continue with: at-smooth train --out {shlex.quote(str(path))} --resume"
 
     with _interruptible(advice):
-        run = experiment.train(recipe, path, resume=resume, progress=Terminal(console))
+        run = experiment.train(recipe, path, resume=resume, override=override, progress=Terminal(console))
     if recipe.test_every:
         console.print()
         console.print(rich_table(summary_rows(run.summary), "test accuracy, percent"))
@@ -206,9 +219,10 @@ def compare(runs: tuple[Path, ...], style: str) -> None:
 @click.option("--device", help="auto, cpu, cuda, cuda:1, ... [default: auto]")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Arithmetic of training.")
 @click.option("--compile/--no-compile", default=None, help="Compile the models.")
+@click.option("--override", is_flag=True, help="Carry on with runs on another device, by other versions and such.")
 @click.option("--set", "others", metavar="KEY=VALUE", multiple=True, help="Any other field, in every run.")
 def reproduce(
-    table: str | None, out: Path | None, dry_run: bool, preset: str | None, rehearse: bool, **given: Any
+    table: str | None, out: Path | None, dry_run: bool, preset: str | None, rehearse: bool, override: bool, **given: Any
 ) -> None:
     """Run a table of the paper, and print its numbers beside the paper's.
 
@@ -234,8 +248,8 @@ def reproduce(
     if dry_run:
         printing.print_forecast(console, planned)
         return
-    with _interruptible(lambda: "stopped; the same command carries on"):
-        tables.carry_out(planned, Terminal(console))
+    with _interruptible(lambda: "the same command carries on"):
+        tables.carry_out(planned, Terminal(console), override)
     printing.print_reproduced(console, chosen, planned)
     if rehearse:
         console.print("A rehearsal shows that every run works; its numbers mean nothing.", highlight=False)
@@ -273,14 +287,19 @@ def _pairs(texts: tuple[str, ...]) -> dict[str, Any]:
 
 @contextmanager
 def _interruptible(advice: Callable[[], str]) -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into :class:`Interrupted` while the block runs."""
+    """Turn SIGINT and SIGTERM into :class:`Interrupted` while the block runs, and say how to carry on."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Interrupted(number, advice())
+        raise Interrupted(number, "stopped")
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except Interrupted as stopped:
+        raise Interrupted(stopped.signal_number, f"{stopped}; {advice()}") from None
+    except StorageError as error:
+        error.add(f"Make room, or mend what is in the way; then {advice()}")
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -267,8 +267,27 @@ class Engine:
         """What makes an epoch the best: validation RA; validation SA where nothing is attacked."""
         return "val_ra" if self._adversary else "val_sa"
 
+    @property
+    def between_epochs(self) -> bool:
+        """Whether the weights are those at the end of an epoch that is measured, or the initial ones."""
+        return self._underway is None
+
+    @property
+    def may_go_back(self) -> bool:
+        """Whether a divergence now sends training back to the beginning of its epoch."""
+        return self.settings.on_divergence == "retry" and self.retries < _RETRIES
+
+    def where(self) -> str:
+        """How far training has come, in words."""
+        if self.epoch > len(self.history):
+            return f"while epoch {self.epoch} was measured"
+        if self._underway and self._underway.batches:
+            steps = self.schedule.steps_per_epoch
+            return f"in epoch {self.epoch + 1}, after step {self._underway.batches} of {steps}"
+        return f"after epoch {self.epoch}"
+
     def state(self) -> dict[str, Any]:
-        """All that :meth:`restore` needs to continue exactly: between two epochs, steps, or batches of a measurement."""
+        """All that :meth:`restore` needs to continue exactly, be it between epochs, steps or measured batches."""
         underway = self._underway and {**asdict(self._underway), "seconds": time.perf_counter() - self._began}
         return {
             "epoch": self.epoch,
@@ -347,7 +366,7 @@ class Engine:
 
     def _go_back(self, error: DivergedError) -> None:
         """Begin the epoch again with half the learning rate, if that is wanted and was not done too often."""
-        if self._way_back is None or self.retries >= _RETRIES:
+        if self._way_back is None or not self.may_go_back:
             raise error
         self.restore(self._way_back, {name: best.weights for name, best in self.best.items()})
         self.regularizer.restore(self._remembered)

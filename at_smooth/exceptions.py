@@ -19,6 +19,13 @@ class AtSmoothError(Exception):
 
     exit_code = 1
 
+    #: Whether the message says what is left of a run that broke off.
+    complete = False
+
+    def add(self, sentence: str) -> None:
+        """Say more."""
+        self.args = (f"{self} {sentence}", *self.args[1:])
+
 
 class InputError(AtSmoothError):
     """Something that the user gave cannot be used."""
@@ -68,11 +75,18 @@ class DivergedError(AtSmoothError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user or the system asked the run to stop; no ``except Exception`` takes it for a failure."""
+    """The user or the system asked to stop; no ``except Exception`` takes it for a failure.
 
-    def __init__(self, signal_number: int, message: str) -> None:
+    Args:
+        signal_number: Of SIGINT or SIGTERM.
+        message: Where it stopped.
+        saved: Whether a run was saved at that very moment.
+    """
+
+    def __init__(self, signal_number: int, message: str, saved: bool = False) -> None:
         super().__init__(message)
         self.signal_number = signal_number
+        self.saved = saved
 
     @property
     def exit_code(self) -> int:

@@ -1,0 +1,88 @@
+"""Going on with a run: what may differ from when it was begun, and the state to go on from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from at_smooth import checkpoint
+from at_smooth.engine import Engine
+from at_smooth.exceptions import CheckpointError, RunError
+from at_smooth.recipe import HARMLESS, Recipe
+from at_smooth.run import BEST, Run
+from at_smooth.versions import versions
+
+
+def saved(run: Run) -> dict[str, Any]:
+    """The content of ``last.pt``; empty where the run was stopped before anything was saved.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    last = run.checkpoint("last")
+    return checkpoint.load(last) if last.is_file() else {}
+
+
+def refuse_another(run: Run, content: dict[str, Any], recipe: Recipe, fingerprint: str, override: bool) -> None:
+    """Refuse to go on with a run as something that it is not.
+
+    Args:
+        run: The run.
+        content: What is :func:`saved` of it.
+        recipe: What is to be trained now.
+        fingerprint: Of the data as they are now.
+        override: Accept other versions, and fields of the recipe that change nothing about what is trained.
+
+    Raises:
+        RunError: Recipe, data or versions differ; the message names each difference.
+    """
+    changed = run.recipe.differences(recipe)
+    other = [words for field, words in changed.items() if field not in HARMLESS]
+    if other:
+        raise RunError(f"{run.path} was begun with another recipe ({'; '.join(other)}). Start a new run with --out.")
+    if content.get("fingerprint", fingerprint) != fingerprint:
+        raise RunError(f"the data of {run.path} changed since it was begun. Start a new run with --out.")
+    before, now = (content or run.environment).get("versions", {}), versions(recipe)
+    differing = list(changed.values())
+    before = before if isinstance(before, dict) else {}
+    differing += [f"{name} was {before[name]}, is now {now[name]}" for name in before if now.get(name) != before[name]]
+    if differing and not override:
+        raise RunError(
+            f"{run.path} was begun otherwise ({'; '.join(differing)}). If that is as you want it, add --override: the "
+            f"run goes on, though not necessarily to the same bits."
+        )
+
+
+def restore(engine: Engine, run: Run, content: dict[str, Any]) -> None:
+    """Bring an engine to where the run's last state left it.
+
+    ``last.pt`` is written before the best weights, so those of its own epoch may not be in their files yet: then the
+    state holds them.
+
+    Raises:
+        CheckpointError: A file does not fit, or the best weights are missing.
+    """
+    with checkpoint.fitting(run.checkpoint("last")):
+        engine.restore(content["state"], {})
+        for weights, best in engine.best.items():
+            if not best.row:
+                continue
+            model = engine.model if weights == "raw" else engine.smoother.smoothed()
+            if engine.between_epochs and best.row["epoch"] == engine.epoch and model is not None:
+                best.weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+            else:
+                best.weights = _best_weights(run, weights, best.row["epoch"])
+
+
+def _best_weights(run: Run, weights: str, epoch: Any) -> dict[str, Tensor]:
+    path = run.checkpoint(BEST[weights])
+    content = checkpoint.load(path)
+    with checkpoint.fitting(path):
+        if content["row"]["epoch"] != epoch:
+            raise CheckpointError(
+                f"{path} is of epoch {content['row']['epoch']}, and the run's best so far is epoch {epoch}. "
+                f"Put the file back that belongs here, or start a new run with --out."
+            )
+        kept: dict[str, Tensor] = content[weights]
+        return kept
