@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         OptionError,
         PluginError,
         RunError,
+        StorageError,
     )
     from at_smooth.experiment import load_data, load_model, train
     from at_smooth.interfaces import (
@@ -64,6 +65,7 @@ _HOME = {
         "OptionError",
         "PluginError",
         "RunError",
+        "StorageError",
     ),
     "experiment": ("load_data", "load_model", "train"),
     "interfaces": (
@@ -124,6 +126,7 @@ __all__ = [
     "Settings",
     "Size",
     "Step",
+    "StorageError",
     "Teachers",
     "Terms",
     "Threat",

@@ -15,7 +15,7 @@ import click
 import yaml
 
 from at_smooth._version import __version__
-from at_smooth.exceptions import AtSmoothError, InputError, Interrupted, OptionError, StorageError
+from at_smooth.exceptions import AtSmoothError, DivergedError, InputError, Interrupted, OptionError, StorageError
 
 # torch takes seconds to import, so each command imports what it needs.
 
@@ -149,7 +149,7 @@ def train(out: Path | None, resume: bool, override: bool, dry_run: bool, **given
             return "nothing was written yet"
         return f"continue with: at-smooth train --out {shlex.quote(str(path))} --resume"
 
-    with _interruptible(advice):
+    with _interruptible(advice), _retry_offered(recipe.on_divergence, path):
         run = experiment.train(recipe, path, resume=resume, override=override, progress=Terminal(console))
     if recipe.test_every:
         console.print()
@@ -255,6 +255,53 @@ def reproduce(
         console.print("A rehearsal shows that every run works; its numbers mean nothing.", highlight=False)
 
 
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--from",
+    "first",
+    type=click.IntRange(min=1),
+    required=True,
+    metavar="EPOCH",
+    help="First epoch to average, counted from 1 as in metrics.csv.",
+)
+@click.option("--every", type=click.IntRange(min=1), default=1, show_default=True, help="Epochs from one to the next.")
+@click.option("--to", "last", type=click.IntRange(min=1), metavar="EPOCH", help="Last epoch. [default: the last kept]")
+@click.option(
+    "--bn",
+    type=click.Choice(["clean", "adversarial"]),
+    default="clean",
+    show_default=True,
+    help="Images from which the average's BatchNorm statistics are taken.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="File to write. [default: RUN/checkpoints/average-....pt]")
+def average(run: Path, first: int, every: int, last: int | None, bn: str, out: Path | None) -> None:  # fmt: skip
+    """Average the snapshots that RUN kept (SWA), measure the average and save it.
+
+    A run keeps snapshots if it is trained with --keep-checkpoints every=N.
+    """
+    from rich.console import Console
+
+    from at_smooth.average import average_snapshots
+
+    result = average_snapshots(run, first=first, every=every, last=last, bn=bn, out=out)
+    console = Console()
+    console.print(f"average of epochs {', '.join(map(str, result.epochs))}; BatchNorm on {bn} images", highlight=False)
+    for part, (sa, ra) in result.accuracies.items():
+        console.print(f"{part:<12}SA {sa:.2f} %   RA {ra:.2f} %", highlight=False)
+    console.print(f"checkpoint: {result.path}", highlight=False, soft_wrap=True)
+
+
+@cli.command()
+def doctor() -> None:
+    """Print what a bug report needs, and test whether training, saving and resuming work here."""
+    from rich.console import Console
+
+    from at_smooth.doctor import examine
+
+    examine(Console())
+
+
 def main() -> None:
     """Entry point of the command."""
     cli()
@@ -283,6 +330,17 @@ def _pairs(texts: tuple[str, ...]) -> dict[str, Any]:
         except yaml.YAMLError:
             pairs[key.strip().replace("-", "_")] = value
     return pairs
+
+
+@contextmanager
+def _retry_offered(on_divergence: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except DivergedError as error:
+        if on_divergence == "stop" and (path / "checkpoints" / "last.pt").is_file():
+            command = f"at-smooth train --out {shlex.quote(str(path))} --resume --on-divergence retry --override"
+            error.add(f"To go on from there with half the learning rate: {command}")
+        raise
 
 
 @contextmanager

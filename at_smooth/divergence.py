@@ -73,7 +73,7 @@ class Scene:
                 f"the term '{broken[0]}'{others}: the student's logits are finite, so look at the options or the "
                 f"teacher that it comes from. If these are as they should be, try a lower --lr."
             )
-        rate = f"a learning rate that is too high ({self.lr:g}). Try a lower --lr, or --on-divergence retry."
+        rate = f"a learning rate that is too high ({self.lr:g}). Try a lower --lr."
         return rate if self.precision == "fp32" else f"{self.precision} or {rate} Or try --precision fp32."
 
     def _dump(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from at_smooth import checkpoint
 from at_smooth.checkpoint import remove_leftovers
 from at_smooth.data import Augmentation, Data
 from at_smooth.engine import Engine
-from at_smooth.exceptions import CheckpointError, DivergedError, InputError, StorageError
+from at_smooth.exceptions import AtSmoothError, CheckpointError, DivergedError, InputError, StorageError
 from at_smooth.interfaces import Dataset, Teachers
 from at_smooth.lock import locked
 from at_smooth.network import build_network, network_from
@@ -96,7 +96,7 @@ def _train(recipe: Recipe, path: Path, resume: bool, override: bool, progress: P
             raise
         except (DivergedError, StorageError) as error:
             if not error.complete:  # a teacher's run has said it already
-                error.add(_what_stands(run))
+                error.add(_what_stands(run, error))
                 error.complete = True
             raise
     return run
@@ -117,14 +117,15 @@ def build_engine(recipe: Recipe, data: Data, runtime: Runtime, teachers: Teacher
     )
 
 
-def _what_stands(run: Run) -> str:
-    """The checkpoint that is left when a run breaks off, in words."""
+def _what_stands(run: Run, error: AtSmoothError) -> str:
+    """What is left when a run breaks off, in words."""
+    dump = f"What diverged is in {run.path / 'divergence.pt'}. " if isinstance(error, DivergedError) else ""
     last = run.checkpoint("last")
     try:
         epoch = saved(run)["state"]["epoch"]
     except (CheckpointError, KeyError, TypeError):
-        return "Nothing had been saved before."
-    return f"The last good checkpoint stands: {last}, epoch {epoch}."
+        return f"{dump}Nothing had been saved before."
+    return f"{dump}The last good checkpoint stands: {last}, epoch {epoch}."
 
 
 def planned_teachers(recipe: Recipe, kinship: Kinship | None = None) -> list[Recipe]:
@@ -195,7 +196,9 @@ def _load(source: Path, weights: Weights, which: Which) -> nn.Module:
     wanted = weights if weights != "reported" else "smoothed" if "smoothed" in held else "raw"
     if wanted not in held:
         raise CheckpointError(f"{source} holds no {wanted} weights, but {' and '.join(held) or 'none'}.")
-    return network_from(content, Recipe(**content["recipe"]), held[wanted], source)
+    with checkpoint.fitting(source):
+        recipe = Recipe(**content["recipe"])
+    return network_from(content, recipe, held[wanted], source)
 
 
 def load_data(source: Path | str) -> Data:

@@ -72,10 +72,11 @@ class TrainedOnTheSpot:
             )
             teacher.fit()
             weights = teacher.best["raw"].weights
-        try:
-            model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise CheckpointError(f"the teacher {path} does not fit the student: {error}") from None
+        with checkpoint.fitting(path or Path("the teacher")):
+            try:
+                model.load_state_dict(weights)
+            except RuntimeError as error:
+                raise CheckpointError(f"the teacher {path} does not fit the student: {error}") from None
         return frozen(student.runtime.place(model))
 
 
@@ -101,6 +102,13 @@ class Kinship:
         Raises:
             CheckpointError: It is of another architecture, another data set or another split.
         """
+        with checkpoint.fitting(source):
+            reasons = self._reasons(content)
+        if reasons:
+            raise CheckpointError(f"the teacher {source} does not fit the student: {'; '.join(reasons)}.")
+        _weights(content, source)
+
+    def _reasons(self, content: dict[str, Any]) -> list[str]:
         recipe, ours = content.get("recipe", {}), self.recipe.to_dict()
         reasons = [
             f"its {field.replace('_', ' ')} is {recipe.get(field)}, the student's is {ours[field]}"
@@ -118,9 +126,7 @@ class Kinship:
                 f"it was trained on other data or another split (data set {recipe.get('dataset')}, "
                 f"seed {recipe.get('seed')}; the student's: {ours['dataset']}, seed {ours['seed']})"
             )
-        if reasons:
-            raise CheckpointError(f"the teacher {source} does not fit the student: {'; '.join(reasons)}.")
-        _weights(content, source)
+        return reasons
 
 
 class PlannedTeachers:
@@ -196,7 +202,8 @@ class SelfTeachers:
             self._find_or_train(name, teacher_recipe(self._kinship.recipe, method, **changes))
         content = checkpoint.load(own)
         self._kinship.refuse_stranger(content, own)
-        recipe = Recipe(**content["recipe"])
+        with checkpoint.fitting(own):
+            recipe = Recipe(**content["recipe"])
         return frozen(self._runtime.place(network_from(content, recipe, _weights(content, own), own)))
 
     def _find_or_train(self, name: str, recipe: Recipe) -> None:
