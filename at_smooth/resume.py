@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from at_smooth import checkpoint
-from at_smooth.engine import Engine
+from at_smooth.engine import COLUMNS, Engine
 from at_smooth.exceptions import CheckpointError, RunError
 from at_smooth.recipe import HARMLESS, Recipe
 from at_smooth.run import BEST, Run
@@ -64,6 +64,7 @@ def restore(engine: Engine, run: Run, content: dict[str, Any]) -> None:
         CheckpointError: A file does not fit, or the best weights are missing.
     """
     with checkpoint.fitting(run.checkpoint("last")):
+        _check(engine, content["state"])
         engine.restore(content["state"], {})
         for weights, best in engine.best.items():
             if not best.row:
@@ -73,6 +74,28 @@ def restore(engine: Engine, run: Run, content: dict[str, Any]) -> None:
                 best.weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
             else:
                 best.weights = _best_weights(run, weights, best.row["epoch"])
+
+
+def _check(engine: Engine, state: dict[str, Any]) -> None:
+    """Refuse a state whose parts do not belong together, before it is taken up."""
+    history, underway, steps = state["history"], state["underway"], engine.schedule.steps_per_epoch
+    batches = underway["batches"] if underway and underway["epoch"] == state["epoch"] else 0
+    if [row["epoch"] for row in history] != list(range(1, len(history) + 1)):
+        raise ValueError("its rows are not those of the epochs from 1 on")
+    if state["epoch"] != len(history) and not (underway and state["epoch"] == len(history) + 1):
+        raise ValueError(f"it has {len(history)} rows and is of epoch {state['epoch']}")
+    if state["step"] != state["epoch"] * steps + batches:
+        raise ValueError(f"step {state['step']} is not in epoch {state['epoch']}")
+    rows = [*history, *(best["row"] for best in state["best"].values() if best["row"])]
+    for row in rows:
+        wrong = [name for name in COLUMNS if not isinstance(row[name], int | float | None)]
+        if wrong or len(row) != len(COLUMNS):
+            raise ValueError(f"the row of epoch {row['epoch']} has no number for {', '.join(wrong) or 'each column'}")
+    for name in engine.best:
+        if not isinstance(state["best"][name]["score"], int | float):
+            raise ValueError(f"the best score of the {name} weights is no number")
+    if not isinstance(state["retries"], int):
+        raise ValueError("retries is no number")
 
 
 def _best_weights(run: Run, weights: str, epoch: Any) -> dict[str, Tensor]:

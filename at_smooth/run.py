@@ -21,13 +21,18 @@ from at_smooth._version import __version__
 from at_smooth.engine import COLUMNS, Engine, Observer, Row
 from at_smooth.exceptions import DivergedError, RunError
 from at_smooth.lock import NAME as LOCK
-from at_smooth.recipe import Recipe
+from at_smooth.recipe import PLUGIN_FIELDS, Recipe
 from at_smooth.versions import installed, versions
 
 Summary = dict[str, Any]
 
 #: Where the best weights of each kind are.
 BEST = {"raw": "best", "smoothed": "best_smoothed"}
+_FIGURES = {
+    "best": ("epoch", "val_ra", "test_ra", "test_sa"),
+    "final": ("epoch", "test_ra", "test_sa", "last5_ra_mean", "last5_ra_sd"),
+    "diff": ("ra", "sa"),
+}
 _SAVE_EVERY = 15 * 60  # seconds of a long epoch that a kill may cost
 _PREFIX = {"raw": "", "smoothed": "smoothed_"}
 
@@ -85,7 +90,7 @@ class Run:
             content: Summary = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise RunError(f"{self.path / 'summary.json'} cannot be read ({error}).") from None
-        if not isinstance(content, dict) or not {"raw", "smoothed", "reported", "recipe"} <= set(content):
+        if not _is_summary(content):
             raise RunError(f"{self.path / 'summary.json'} is no summary of a run.")
         return content
 
@@ -280,6 +285,21 @@ def _block(history: list[Row], best: Row, prefix: str) -> dict[str, Any]:
             "sa": _difference(best[f"{prefix}test_sa"], final[f"{prefix}test_sa"]),
         },
     }
+
+
+def _is_summary(content: Any) -> bool:
+    """Whether a file's content is what :func:`summarize` makes."""
+    try:
+        recipe, blocks = content["recipe"], [content["raw"], *([content["smoothed"]] if content["smoothed"] else [])]
+        figures = [block[part][name] for block in blocks for part, names in _FIGURES.items() for name in names]
+        chosen = {field: isinstance(recipe[f"{field}_options"], dict) for field in (*PLUGIN_FIELDS, "attack")}
+        return (
+            all(figure is None or isinstance(figure, int | float) for figure in figures)
+            and all(chosen[field] and isinstance(recipe[field], str) for field in chosen)
+            and bool(content[content["reported"]])
+        )
+    except (KeyError, TypeError, IndexError):
+        return False
 
 
 def environment(recipe: Recipe) -> dict[str, Any]:
