@@ -183,13 +183,13 @@ class Engine:
         self._adversary = Adversary(self.model, spec) if spec else None
         self._evaluation = PGD(threat=attack.threat, steps=self.settings.eval_steps, mode="eval")
         self._loss = TrainingLoss(self.model, method, self.regularizer, data.num_classes)
-        self._optimizer = torch.optim.SGD(
+        self.optimizer = torch.optim.SGD(
             [parameter for parameter in self.model.parameters() if parameter.requires_grad],
             self.settings.lr,
             momentum=self.settings.momentum,
             weight_decay=self.settings.weight_decay,
         )
-        self._lr = _lr_scheduler(self._optimizer, self.settings)
+        self.lr_schedule = _lr_scheduler(self.optimizer, self.settings)
         steps, decays = self.data.steps_per_epoch(self.settings.batch_size), self.settings.decays()
         self.schedule = Schedule(self.settings.epochs, steps, decays[0] if decays else None)
         self.smoother.attach(self.model, self.schedule)
@@ -234,7 +234,7 @@ class Engine:
             underway.correct = underway.correct + (logits.argmax(1) == batch.labels).sum()
             underway.batches += 1
             self._tell("stepped")
-        self._lr.step()
+        self.lr_schedule.step()
         underway.stale = self.smoother.after_epoch(self.model, epoch)
         self.epoch += 1
         return underway.figures(self.data.train.n)
@@ -296,8 +296,8 @@ class Engine:
             "underway": underway,
             "way_back": self._way_back if underway else None,
             "model": self.model.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "lr": self._lr.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr": self.lr_schedule.state_dict(),
             "regularizer": self.regularizer.state(),
             "smoother": self.smoother.state(),
             "history": self.history,
@@ -320,8 +320,8 @@ class Engine:
             self._underway.correct = self._underway.correct.to(self.runtime.device)
         self._way_back = state["way_back"]
         self.model.load_state_dict(state["model"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._lr.load_state_dict(state["lr"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.lr_schedule.load_state_dict(state["lr"])
         self.smoother.restore(state["smoother"])
         self._remembered = state["regularizer"]  # for after its setup
         for name, best in state["best"].items():
@@ -347,7 +347,7 @@ class Engine:
         if self.settings.on_divergence == "retry":
             self._way_back = copy.deepcopy(self.state())
         zero = torch.zeros((), device=self.runtime.device)
-        self._underway = Underway(epoch, self._optimizer.param_groups[0]["lr"], zero, zero)
+        self._underway = Underway(epoch, self.optimizer.param_groups[0]["lr"], zero, zero)
         self.smoother.before_epoch(self.model, epoch)
         return self._underway
 
@@ -371,7 +371,7 @@ class Engine:
         self.restore(self._way_back, {name: best.weights for name, best in self.best.items()})
         self.regularizer.restore(self._remembered)
         self.retries += 1
-        for group in self._optimizer.param_groups:  # the schedule multiplies what is there
+        for group in self.optimizer.param_groups:  # the schedule multiplies what is there
             group["lr"] /= 2
 
     def _train_batches(self, epoch: int, done: int) -> Iterator[Batch]:
@@ -391,12 +391,12 @@ class Engine:
         with self.runtime.autocast():
             terms, logits = self._loss(batch, perturbed, progress)
             loss = total(terms)
-        self._optimizer.zero_grad()
+        self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         self.last_loss = loss.item()
         if not (abs(self.last_loss) < float("inf") and all_finite(self._gradients())):
             raise self._divergence(batch, perturbed, logits, terms)
-        self._optimizer.step()
+        self.optimizer.step()
         if not all_finite(self._watched.values()):
             raise self._divergence(batch, perturbed, logits, terms)
         self.step += 1
@@ -407,7 +407,7 @@ class Engine:
 
     def _divergence(self, batch: Batch, perturbed: Tensor, logits: Tensor, terms: Terms) -> DivergedError:
         of_epoch = self.step % self.schedule.steps_per_epoch
-        lr = self._optimizer.param_groups[0]["lr"]
+        lr = self.optimizer.param_groups[0]["lr"]
         precision = self.runtime.precision
         scene = Scene(self.model, self.epoch, of_epoch, lr, precision, batch, perturbed, logits, terms)
         return scene.error()

@@ -110,7 +110,7 @@ def explain(error: ValidationError, subject: str) -> OptionError:
     for problem in error.errors():
         field = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            lines.append(f"{field}: there is no such option")
+            lines.append(f"{field or repr(field)}: there is no such option")
         elif problem["type"] == "value_error":
             lines.append(f"{field}: {problem['ctx']['error']}" if field else str(problem["ctx"]["error"]))
         else:

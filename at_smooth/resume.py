@@ -86,7 +86,7 @@ def _check(engine: Engine, state: dict[str, Any]) -> None:
         raise ValueError(f"it has {len(history)} rows and is of epoch {state['epoch']}")
     if state["step"] != state["epoch"] * steps + batches:
         raise ValueError(f"step {state['step']} is not in epoch {state['epoch']}")
-    rows = [*history, *(best["row"] for best in state["best"].values() if best["row"])]
+    rows = [*history, *(best["row"] for best in state["best"].values() if best["row"] != {})]
     for row in rows:
         wrong = [name for name in COLUMNS if not isinstance(row[name], int | float | None)]
         if wrong or len(row) != len(COLUMNS):
@@ -96,6 +96,29 @@ def _check(engine: Engine, state: dict[str, Any]) -> None:
             raise ValueError(f"the best score of the {name} weights is no number")
     if not isinstance(state["retries"], int):
         raise ValueError("retries is no number")
+    _check_optimizer(engine, state)
+
+
+def _check_optimizer(engine: Engine, state: dict[str, Any]) -> None:
+    """Refuse what torch would take as it is, and trip over in the next step."""
+    own, kept = engine.optimizer.state_dict(), state["optimizer"]
+    rates = ("lr", "initial_lr")
+    for mine, theirs in zip(own["param_groups"], kept["param_groups"], strict=True):
+        other = [name for name in mine if name not in rates and mine[name] != theirs[name]]
+        other += [name for name in rates if name in mine and not isinstance(theirs[name], int | float)]
+        if other:
+            raise ValueError(f"the optimizer's {', '.join(other)} is not the recipe's")
+    parameters = [parameter for group in engine.optimizer.param_groups for parameter in group["params"]]
+    for number, remembered in kept["state"].items():
+        buffer = remembered["momentum_buffer"]
+        if buffer is not None and buffer.shape != parameters[number].shape:
+            raise ValueError(f"the momentum of parameter {number} is of another shape")
+    schedule, moving = state["lr"], ("last_epoch", "_step_count", "_last_lr")
+    for name, value in engine.lr_schedule.state_dict().items():
+        if name not in moving and schedule[name] != value:
+            raise ValueError(f"the {name} of the learning rate's schedule is not the recipe's")
+    if schedule["last_epoch"] != state["epoch"] or not isinstance(schedule["_step_count"], int):
+        raise ValueError("the learning rate's schedule is of another epoch")
 
 
 def _best_weights(run: Run, weights: str, epoch: Any) -> dict[str, Tensor]:

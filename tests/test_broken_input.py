@@ -11,6 +11,7 @@ import pickle
 import random
 import re
 import shutil
+import struct
 import zipfile
 
 import numpy as np
@@ -39,7 +40,8 @@ MANY = {
 def refused_or_harmless(arguments, names=()):
     """Run the command in this process; says whether it was refused."""
     result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    if not isinstance(result.exception, SystemExit | None):
+        raise result.exception
     assert "Traceback" not in result.output
     if result.exit_code == 0:
         return False
@@ -51,28 +53,38 @@ def refused_or_harmless(arguments, names=()):
     return True
 
 
+REFUSED = []
+
+
+def tally(refused, more_than):
+    """Most of a test's cases are to be broken indeed."""
+    assert refused > more_than
+    REFUSED.append(refused)
+
+
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+FLOATS = st.floats(allow_subnormal=False)  # training flushes those to zero, which hypothesis notices
 values = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.just([]), st.just({}),
-    st.lists(st.one_of(st.integers(-3, 3), st.text(max_size=3), st.floats()), max_size=3),
+    st.none(), st.booleans(), st.integers(), FLOATS, st.text(max_size=8), st.just([]), st.just({}),
+    st.lists(st.one_of(st.integers(-3, 3), st.text(max_size=3), FLOATS), max_size=3),
     st.dictionaries(st.text(max_size=4), st.one_of(st.integers(), st.text(max_size=3)), max_size=2),
-    st.sampled_from(["-1", "nan", "inf", "1e999", "../..", "at", "a:b", ":", "x.y:z", "0", 0, -1, 10**30, "é\u0000", "8/0"]),
+    st.sampled_from(["-1", "nan", "inf", "1e999", "../..", "at", "a:b", ":", "x.y:z", "0", 0, -1, 10**30, "é\u0000"]),
 )  # fmt: skip
 FIELDS = sorted(Recipe.model_fields)
 # These may be large and still valid, and would take long or much memory to carry out.
 COSTLY = {"data_dir", "device", "threads", "model_options", "dataset_options"}
 
 
-def test_eight_hundred_broken_recipes_are_refused(tmp_path):
+def test_a_thousand_broken_recipes_are_refused(tmp_path):
     base = Recipe(dataset_options={"pool": 40}).to_dict()
     refused, cases = 0, 0
 
-    @settings(max_examples=800, **MANY)
-    @given(st.sampled_from([*FIELDS, "nonsense", "epochs_", ""]), values, st.booleans())
+    @settings(max_examples=1000, **MANY)
+    @given(st.sampled_from([*FIELDS, "nonsense", "epochs_", ""]), values, st.sampled_from([False] * 9 + [True]))
     def check(field, value, removed):
         nonlocal refused, cases
         fields = dict(base)
@@ -87,12 +99,12 @@ def test_eight_hundred_broken_recipes_are_refused(tmp_path):
             with_path = ("train", "--recipe", path, "--dry-run")
         else:
             with_path = ("train", "--recipe", path, *DRY)
-        refused += refused_or_harmless(with_path, [field, str(path), f"'{value}'"])
+        refused += refused_or_harmless(with_path, [field, field.removesuffix("_options"), path])
         assert [each.name for each in tmp_path.iterdir()] == ["recipe.yaml"]
 
     check()
-    assert cases >= 800
-    assert refused > 400
+    assert cases >= 1000
+    tally(refused, more_than=400)
 
 
 def test_three_hundred_mutations_of_a_recipes_text_are_refused_or_harmless(tmp_path):
@@ -108,34 +120,33 @@ def test_three_hundred_mutations_of_a_recipes_text_are_refused_or_harmless(tmp_p
         path.write_bytes(broken)
         refused += refused_or_harmless(("train", "--recipe", path, *DRY))
         assert [each.name for each in tmp_path.iterdir()] == ["recipe.yaml"]
-    assert refused > 150
+    tally(refused, more_than=150)
 
 
-def test_five_hundred_option_strings_are_refused_or_harmless(tmp_path):
-    cases = 0
+def test_eight_hundred_option_strings_are_refused_or_harmless(tmp_path):
+    refused = cases = 0
     keys = st.one_of(
-        st.sampled_from(
-            ["pool", "width", "steps", "step_size", "alpha", "start", "every", "beta", "mode", "eps", "crop"]
-        ),
+        st.sampled_from(["pool", "width", "steps", "step_size", "alpha", "start", "every", "beta", "mode", "crop"]),
         st.text(max_size=6),
     )
     scalars = st.one_of(
-        st.text(max_size=8), st.integers(-5, 5).map(str), st.floats().map(str),
-        st.sampled_from(["[1", "{a: b}", "!!python/object/apply:os.system ['touch owned']", "&a *a", "- x", "null", "~"]),
+        st.text(max_size=8), st.integers(-5, 5).map(str), FLOATS.map(str),
+        st.sampled_from(["[1", "{a: b}", "!!python/object/apply:os.mkdir [owned]", "&a *a", "- x", "null", "~"]),
     )  # fmt: skip
 
-    @settings(max_examples=500, **MANY)
+    @settings(max_examples=800, **MANY)
     @given(st.sampled_from(["-D", "-N", "-M", "-A", "-R", "-S", "--set"]), keys, scalars, st.booleans())
     def check(letter, key, value, equals):
-        nonlocal cases
+        nonlocal refused, cases
         cases += 1
         option = f"{key}={value}" if equals else f"{key}{value}"
         plugins = ("--smoother", "swa", "--regularizer", "tf-kd", "--method", "trades")
-        refused_or_harmless(("train", *plugins, "-D", "pool=40", letter, option, *DRY))
+        refused += refused_or_harmless(("train", *plugins, "-D", "pool=40", letter, option, *DRY))
         assert not list(tmp_path.iterdir())
 
     check()
-    assert cases >= 500
+    assert cases >= 800
+    tally(refused, more_than=300)
 
 
 class Owned:
@@ -202,16 +213,17 @@ def test_four_hundred_broken_checkpoints_are_refused_and_run_nothing(plain_run, 
     refused = 0
     for kind, content in mutations(source.read_bytes(), rewriting(source), 400):
         path.write_bytes(content)
+        error = None
         try:
             load_model(path)
-        except InputError as error:
-            refused += 1
-            assert isinstance(error, CheckpointError) or re.search(r"\w+: ", str(error))
-        else:
-            assert kind not in ("cut", "code"), kind
+        except InputError as caught:
+            error = caught
+        refused += error is not None
+        assert error or kind not in ("cut", "code"), kind
+        assert error is None or isinstance(error, CheckpointError) or re.search(r"\w+: ", str(error))
         assert [each.name for each in tmp_path.iterdir()] == ["broken.pt"]
         assert path.read_bytes() == content
-    assert refused > 250
+    tally(refused, more_than=250)
 
 
 def test_two_hundred_broken_teachers_are_refused(plain_run, tmp_path):
@@ -225,7 +237,7 @@ def test_two_hundred_broken_teachers_are_refused(plain_run, tmp_path):
             ("train", *options, "--regularizer", "kd-adv", "-R", f"adv_teacher={path}", *DRY), [path]
         )
         assert [each.name for each in tmp_path.iterdir()] == ["teacher.pt"]
-    assert refused > 100
+    tally(refused, more_than=100)
 
 
 def test_two_hundred_broken_states_are_refused_and_left_alone(tmp_path, stopped_run, contents):
@@ -246,7 +258,7 @@ def test_two_hundred_broken_states_are_refused_and_left_alone(tmp_path, stopped_
             shutil.rmtree(run)
             shutil.copytree(pristine, run)
         last.write_bytes(good)
-    assert refused > 100
+    tally(refused, more_than=100)
 
 
 def test_two_hundred_broken_arrays_are_refused(npz, tmp_path):
@@ -280,7 +292,7 @@ def test_two_hundred_broken_arrays_are_refused(npz, tmp_path):
             [path, "training set", "test set", "training images", "recipe"],
         )
         assert [each.name for each in tmp_path.iterdir()] == ["broken.npz"]
-    assert refused > 120
+    tally(refused, more_than=120)
 
 
 def test_a_hundred_broken_image_folders_are_refused(tmp_path):
@@ -305,7 +317,7 @@ def test_a_hundred_broken_image_folders_are_refused(tmp_path):
         arguments = ("train", "--dataset", "folder", "--data-dir", folder, "--model", "mlp", "-N", "width=4", *DRY)
         refused += refused_or_harmless(arguments, [file, folder])
         file.write_bytes(good)
-    assert refused > 50
+    tally(refused, more_than=50)
 
 
 def test_a_hundred_broken_run_directories_are_refused_by_compare(plain_run, tmp_path, contents):
@@ -314,6 +326,7 @@ def test_a_hundred_broken_run_directories_are_refused_by_compare(plain_run, tmp_
     draw = random.Random(5)
     path = run / "summary.json"
     good = json.loads(path.read_text())
+    refused = 0
     for number in range(100):
         broken = json.loads(json.dumps(good))
         parent = broken
@@ -329,24 +342,26 @@ def test_a_hundred_broken_run_directories_are_refused_by_compare(plain_run, tmp_
             parent[key] = draw.choice([None, "text", -7, [], {}, {"a": 1}])
         path.write_text(json.dumps(broken))
         before = contents(run)
-        refused_or_harmless(("compare", run, plain_run.path), [path])
+        refused += refused_or_harmless(("compare", run, plain_run.path), [path])
         assert contents(run) == before
+    tally(refused, more_than=50)
 
 
 def test_an_archive_with_a_wrong_check_sum_is_refused(plain_run, tmp_path):
     path = tmp_path / "flipped.pt"
     content = bytearray(plain_run.checkpoint("best").read_bytes())
     with zipfile.ZipFile(plain_run.checkpoint("best")) as archive:
-        largest = max(archive.infolist(), key=lambda each: each.file_size)
-    content[largest.header_offset + 200 + largest.file_size // 2] ^= 4
+        largest = max(
+            (each for each in archive.infolist() if "/data/" in each.filename), key=lambda each: each.file_size
+        )
+    name, extra = struct.unpack_from("<HH", content, largest.header_offset + 26)
+    content[largest.header_offset + 30 + name + extra + largest.file_size // 2] ^= 4
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="check sum"):
         load_model(path)
 
 
-def test_there_are_two_thousand_of_them():
-    counts = {"eight_hundred": 800, "five_hundred": 500, "four_hundred": 400, "three_hundred": 300,
-              "two_hundred": 200, "a_hundred": 100}  # fmt: skip
-    names = [name for name in globals() if name.startswith("test_")]
-    total = sum(count for words, count in counts.items() for name in names if f"test_{words}" in name)
-    assert total >= 2000
+def test_two_thousand_of_them_were_broken_indeed():
+    if len(REFUSED) < 9:
+        pytest.skip("not all of them were run")
+    assert sum(REFUSED) >= 2000
