@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,7 +77,14 @@ def build_network(
         statistics: Mean and standard deviation by channel.
     """
     with fenced_randomness(recipe.seed, "weights"):
-        network = registry.create("models", recipe.model, recipe.model_options).build(shape, num_classes)
+        architecture = registry.create("models", recipe.model, recipe.model_options)
+        try:
+            network = architecture.build(shape, num_classes)
+        except (MemoryError, OverflowError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not re.search("memory|alloc|overflow", str(error)):
+                raise
+            reason = str(error).splitlines()[0] if str(error) else "not enough memory"
+            raise OptionError(f"model {recipe.model}: too large with {recipe.model_options} ({reason}).") from None
     return nn.Sequential(OrderedDict(normalize=Normalize(*statistics), network=network))
 
 

@@ -85,7 +85,7 @@ class Recipe(Settings):
     @field_validator("data_dir")
     @classmethod
     def _absolute(cls, data_dir: Path | None) -> Path | None:
-        return data_dir.expanduser().absolute() if data_dir else None  # a recipe works from any folder
+        return absolute(data_dir) if data_dir else None  # a recipe works from any folder
 
     @field_validator("eps")
     @classmethod
@@ -167,6 +167,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise InputError(f"{path} is no recipe: it should hold 'field: value' lines.")
     return content
+
+
+def absolute(path: Path) -> Path:
+    """A path that means the same from any folder.
+
+    Raises:
+        ValueError: It begins with ``~`` and the name of nobody.
+    """
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:
+        raise ValueError(f"{path}: there is no such user") from None
 
 
 #: Options that every plugin of a field has, which outlive a change of plugin.
