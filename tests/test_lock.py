@@ -83,6 +83,7 @@ def test_a_run_in_use_is_refused_and_left_alone(tiny, tmp_path, holder, contents
     assert contents(tmp_path / "run") == before
 
 
+@pytest.mark.slow
 def test_the_command_refuses_a_second_process_and_not_the_next(command, tmp_path):
     options = ["-D", "pool=100", "-N", "width=8", "-A", "steps=2", "--epochs", "100000", "--test-every", "0"]
     first = command("train", *options, "--out", tmp_path / "run")
