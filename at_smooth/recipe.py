@@ -68,7 +68,7 @@ class Recipe(Settings):
     split_seed: int | None = Field(default=None, ge=0, lt=2**32, description="decides the split; default: the seed")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="arithmetic of training")
-    threads: int | None = Field(default=None, ge=1, description="CPU threads; default: torch's, one a core")
+    threads: int | None = Field(default=None, ge=1, le=1024, description="CPU threads; default: torch's, one a core")
     compile: bool = Field(default=False, description="compile the model; pays for large networks")
     deterministic: bool = Field(
         default=False,
