@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from at_smooth import registry
 from at_smooth.audit_bench import Bench, Limits, Verdict
 from at_smooth.audit_checks import CHECKS
 from at_smooth.data import Part
-from at_smooth.evaluation import BATCH_SIZE, Watcher, classes_of, evaluate, frozen_copy
+from at_smooth.evaluation import BATCH_SIZE, Watcher, classes_of, evaluate, frozen_copy, own_arithmetic
 from at_smooth.interfaces import Evaluator, Outcome
 from at_smooth.journal import Journal
 from at_smooth.runtime import Runtime, fenced_randomness
@@ -61,14 +60,14 @@ def audit(
     for evaluator in (limits.attack, limits.noise, limits.reference):
         registry.create("evaluators", evaluator).check(threat, 2)  # refused before anything costs time
     registry.load("models", limits.surrogate)
-    subject, part = _Connected(frozen_copy(model)).to(runtime.device), part.to(runtime.device)
 
     def attacked(label: str, evaluator: Evaluator, threat: Threat) -> Outcome:
         found = evaluate(subject, part, {label: evaluator}, threat, batch_size=batch_size or BATCH_SIZE, seed=seed,
                          runtime=runtime, journal=journal, watcher=watcher)  # fmt: skip
         return found.outcomes[label]
 
-    with fenced_randomness(seed, "audit"), torch.enable_grad():
+    with fenced_randomness(seed, "audit"), own_arithmetic(runtime.device):
+        subject, part = _Connected(frozen_copy(model)).to(runtime.device), part.to(runtime.device)
         num_classes = classes_of(subject, part)
         imitate = partial(trained_surrogate, subject, training, num_classes, limits.surrogate, seed, runtime)
         bench = Bench(subject, part, threat, limits, attacked, imitate)

@@ -89,31 +89,47 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU.
+    """Read a checkpoint of at-smooth's onto the CPU.
 
     Raises:
         CheckpointError: It is missing, truncated, no checkpoint of at-smooth's, or holds code (which is not run).
     """
-    if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint at {path}.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        _check_sums(path)
-    except pickle.UnpicklingError:  # torch's own message advises to load it unsafely
-        raise CheckpointError(
-            f"{path} is no checkpoint, or holds more than tensors and plain values; it was not opened, "
-            f"since such a file could run code."
-        ) from None
-    except Exception as error:  # a damaged file breaks the reader in any way it likes
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} is no readable checkpoint ({reason}).") from None
+    content = read(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} was not written by this version of at-smooth (format {FORMAT}).")
     return content
 
 
+def read(path: Path, what: str = "checkpoint") -> Any:
+    """Read tensors and plain values that ``torch.save`` wrote, onto the CPU.
+
+    Args:
+        path: The file.
+        what: It should be, for messages.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or holds code (which is not run).
+    """
+    if not path.is_file():
+        raise CheckpointError(f"there is no {what} at {path}.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        _check_sums(path)
+    except pickle.UnpicklingError:  # torch's own message advises to load it unsafely
+        raise CheckpointError(
+            f"{path} is no {what}, or holds more than tensors and plain values; it was not opened, "
+            f"since such a file could run code. Of a model, save the state_dict()."
+        ) from None
+    except Exception as error:  # a damaged file breaks the reader in any way it likes
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise CheckpointError(f"{path} is no readable {what} ({reason}).") from None
+    return content
+
+
 def _check_sums(path: Path) -> None:
     """Compare the archive's check sums, which torch writes and does not look at."""
+    if not zipfile.is_zipfile(path):  # the format of torch before 1.6
+        return
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
     if damaged:

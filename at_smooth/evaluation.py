@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,9 @@ from at_smooth.threat import Threat
 
 #: As many images at once as AutoAttack takes; results that depend on the size of a batch compare at this one.
 BATCH_SIZE = 250
+
+#: The result over all evaluators that keep to the radius.
+UNION = "union"
 
 _TOLERANCE = 1e-4  # for rounding: of pixels, and as a share of eps
 _TRIED = 64  # images on which a model is looked at first
@@ -78,7 +82,7 @@ class Evaluation:
                 **({"notes": outcome.notes} if outcome.notes else {}),
             }
         if self.union is not None:
-            results["union"] = {**self._accuracy(percent(self.union)), "seconds": 0.0, "of": list(self.bounded)}
+            results[UNION] = {**self._accuracy(percent(self.union)), "seconds": 0.0, "of": list(self.bounded)}
         return results
 
     def _accuracy(self, accuracy: float) -> dict[str, Any]:
@@ -117,6 +121,10 @@ def evaluate(
         OptionError: The model gives no logits, or an evaluator cannot work on it.
         PluginError: An evaluator fails.
     """
+    if UNION in evaluators:
+        raise OptionError(
+            f"'{UNION}' is what the worst case over evaluators is called. Give the evaluator another label."
+        )
     if not evaluators:
         raise OptionError("there is no evaluator to run. Name one, such as pgd.")
     if batch_size < 1:
@@ -124,15 +132,17 @@ def evaluate(
     if part.n == 0:
         raise OptionError("there are no examples to evaluate on.")
     device = (runtime or Runtime.choose()).device
-    subject, part = frozen_copy(model).to(device), part.to(device)
     outcomes = {}
-    with fenced_randomness(seed, "evaluation"):
+    with fenced_randomness(seed, "evaluation"), own_arithmetic(device):
+        subject, part = frozen_copy(model).to(device), part.to(device)
         num_classes = classes_of(subject, part)
-        for evaluator in evaluators.values():
-            evaluator.check(threat, num_classes)
+        for name, evaluator in evaluators.items():
+            with _blamed(name, "cannot be checked"):
+                evaluator.check(threat, num_classes)
         facts = {
             "version": __version__,
             "model": digest_of_model(subject),
+            "logits": digest_of_tensors("", first_logits(subject, part)),  # the weights are not all that a model is
             "examples": digest_of_tensors("", *part),
             "threat": [threat.norm, threat.eps],
             "batch_size": batch_size,
@@ -163,7 +173,8 @@ class _Trial:
         outcome = Outcome([], torch.full((n,), -1), torch.full((n,), float("inf")))
         at_stage, at_batch = self.memory.recall(outcome)
         task = Task(model, threat, num_classes, seed, note=lambda text: _once(outcome.notes, text))
-        outcome.stages = self.evaluator.stages(task)
+        with _blamed(self.name, "cannot name its stages"):
+            outcome.stages = self.evaluator.stages(task)
         for number, stage in enumerate(outcome.stages):
             if number < at_stage:
                 continue
@@ -180,7 +191,8 @@ class _Trial:
                 outcome.seconds += time.perf_counter() - began
                 self.memory.keep(outcome, number, position + 1)
                 self.watcher.batch_done(len(batch), outcome.accuracy)
-        outcome.figures = self.evaluator.figures(task, outcome)
+        with _blamed(self.name, "cannot give its figures"):
+            outcome.figures = self.evaluator.figures(task, outcome)
         self.watcher.evaluator_done(self.name, outcome)
         return outcome
 
@@ -188,21 +200,17 @@ class _Trial:
         """Which examples of a batch a stage breaks, (N,) bool, and the L2 length of each perturbation, (N,)."""
         chosen = chosen.to(self.part.labels.device)
         images, labels = as_float(self.part.images[chosen]), self.part.labels[chosen]
-        try:
-            perturbed = self.evaluator.perturb(task, stage, images.clone(), labels.clone()).detach()
-        except AtSmoothError:
-            raise
-        except Exception as error:  # what a plugin or the library under it raises is its own failure
-            reason = f"{type(error).__name__}: {error}"
-            raise PluginError(f"evaluator '{self.name}' failed in its stage '{stage}' ({reason}).") from error
+        with _blamed(self.name, f"failed in its stage '{stage}'"):
+            perturbed = self.evaluator.perturb(task, stage, images.clone(), labels.clone()).detach().to(images)
         if perturbed.shape != images.shape:
             raise PluginError(f"evaluator '{self.name}' made {tuple(perturbed.shape)} of images {tuple(images.shape)}.")
-        with torch.no_grad():
-            wrong = task.model(perturbed).argmax(1) != labels
         allowed = self._allowed(images, perturbed, task.threat)
         if not allowed.all():
             task.note("some perturbed images were outside the threat's ball or outside [0, 1]; they do not count")
-        return (wrong & allowed).cpu(), (perturbed - images).flatten(1).norm(dim=1).cpu()
+            perturbed = torch.where(allowed[:, None, None, None], perturbed, images)
+        with torch.no_grad():
+            wrong = task.model(perturbed).argmax(1) != labels
+        return wrong.cpu(), (perturbed - images).flatten(1).norm(dim=1).cpu()
 
     def _allowed(self, images: Tensor, perturbed: Tensor, threat: Threat) -> Tensor:
         lowest, highest = perturbed.flatten(1).amin(1), perturbed.flatten(1).amax(1)
@@ -219,6 +227,24 @@ def _once(notes: list[str], text: str) -> None:
         notes.append(text)
 
 
+@contextmanager
+def _blamed(name: str, doing: str) -> Iterator[None]:
+    """What a plugin or the library under it raises is its own failure, not ours."""
+    try:
+        yield
+    except AtSmoothError:
+        raise
+    except Exception as error:
+        raise PluginError(f"evaluator '{name}' {doing} ({type(error).__name__}: {error}).") from error
+
+
+@contextmanager
+def own_arithmetic(device: torch.device) -> Iterator[None]:
+    """Float32 with gradients, whatever the caller's autocast, ``no_grad`` or ``inference_mode`` says."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        yield
+
+
 def frozen_copy(model: nn.Module) -> nn.Module:
     """A copy in eval mode, in float32, whose parameters want no gradient.
 
@@ -227,11 +253,25 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     """
     try:
         subject = copy.deepcopy(model)
-    except RuntimeError as error:
-        raise OptionError(
-            f"the model cannot be copied, which evaluation does to leave it as it is ({error})."
-        ) from None
+    except Exception as error:  # whatever a model holds that cannot be copied
+        raise OptionError(f"the model cannot be copied, as evaluation does to leave it as it is ({error}).") from None
     return subject.float().eval().requires_grad_(False)
+
+
+def first_logits(model: nn.Module, part: Part) -> Tensor:
+    """What a model says of the first few examples.
+
+    Raises:
+        OptionError: It fails on them.
+    """
+    images = as_float(part.images[:_TRIED])
+    try:
+        with torch.no_grad():
+            logits: Tensor = model(images)
+    except Exception as error:  # anyone's code
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise OptionError(f"the model fails on images {tuple(images.shape)} ({reason}).") from None
+    return logits
 
 
 def classes_of(model: nn.Module, part: Part) -> int:
@@ -240,13 +280,7 @@ def classes_of(model: nn.Module, part: Part) -> int:
     Raises:
         OptionError: It gives anything but finite logits, or fewer classes than there are labels.
     """
-    images = as_float(part.images[:_TRIED])
-    try:
-        with torch.no_grad():
-            logits = model(images)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise OptionError(f"the model fails on images {tuple(images.shape)} ({reason}).") from None
+    logits, images = first_logits(model, part), part.images[:_TRIED]
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] < 2:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise OptionError(f"on images {tuple(images.shape)} the model gives {found}; it should give logits (N, K).")

@@ -50,6 +50,8 @@ class Factory(Architecture):
             network = make(**arguments)
         except TypeError as error:
             raise OptionError(f"the model's function refuses its options ({error}); set them with -N.") from None
+        except Exception as error:  # anyone's code
+            raise OptionError(f"the model's function fails ({type(error).__name__}: {error}).") from error
         if not isinstance(network, nn.Module):
             raise OptionError(f"the model's function gives {type(network).__name__}, not a torch.nn.Module.")
         hint = "A function with a parameter num_classes is told how many classes there are."

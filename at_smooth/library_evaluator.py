@@ -41,10 +41,11 @@ class LibraryEvaluator(Evaluator):
 
     def perturb(self, task: Task, stage: str, images: Tensor, labels: Tensor) -> Tensor:
         """Call the attack."""
-        return Adversary(task.model, self._spec(task.threat, task.num_classes))(images, labels)
+        return Adversary(task.model, self._spec(task.threat, task.num_classes, task.seed))(images, labels)
 
-    def _spec(self, threat: Threat, num_classes: int) -> AttackSpec:
-        accepts_classes = "n_classes" in inspect.signature(self.attack).parameters
-        classes = {"n_classes": num_classes} if accepts_classes else {}
-        options = {**classes, **(self.model_extra or {}), "mode": "eval"}
+    def _spec(self, threat: Threat, num_classes: int, seed: int = 0) -> AttackSpec:
+        accepted = inspect.signature(self.attack).parameters
+        known = {"n_classes": num_classes, "seed": seed}  # some classes take the time for a seed
+        usual = {name: value for name, value in known.items() if name in accepted}
+        options = {**usual, **(self.model_extra or {}), "mode": "eval"}
         return AttackSpec.parse(f"torchattacks:{self.attack.__name__}", threat, options)

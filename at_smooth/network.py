@@ -51,10 +51,14 @@ def try_out(model: nn.Module, images: Tensor, num_classes: int, hint: str = "") 
         hint: What to say besides.
 
     Raises:
-        OptionError: The output is no tensor of shape (N, K).
+        OptionError: The model fails, or its output is no tensor of shape (N, K).
     """
-    with kept_modes(model), torch.no_grad():
-        logits = model.eval()(images)
+    try:
+        with kept_modes(model), torch.no_grad():
+            logits = model.eval()(images)
+    except Exception as error:  # anyone's code
+        reason = f"{type(error).__name__}: {error}"
+        raise OptionError(f"the model fails on images {tuple(images.shape)} ({reason}). {hint}".strip()) from error
     expected = (len(images), num_classes)
     if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

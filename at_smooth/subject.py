@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-import torch
 from torch import nn
 
-from at_smooth import registry
+from at_smooth import checkpoint, registry
 from at_smooth.data import Data, Part, check, stratified_subset
 from at_smooth.exceptions import CheckpointError, InputError, OptionError
 from at_smooth.experiment import Stored, Weights, Which, prepare_data, stored_weights
 from at_smooth.interfaces import Dataset
 from at_smooth.recipe import Recipe
+from at_smooth.runtime import fenced_randomness
 from at_smooth.threat import Norm, Threat
 
 PartName = Literal["test", "val", "train"]
@@ -122,8 +121,9 @@ def _made(source: str, wanted: Wanted) -> Subject:
     if wanted.dataset is None or wanted.norm is None or wanted.eps is None:
         raise OptionError(f"{source} says nothing of data and threat: give --dataset, --norm and --eps.")
     data = _named_data(wanted)
-    architecture = registry.create("models", source, wanted.model_options)
-    model = architecture.build(data.shape, data.num_classes).eval()
+    with fenced_randomness(0, "weights"):  # of a model that gets no file of them
+        architecture = registry.create("models", source, wanted.model_options)
+        model = architecture.build(data.shape, data.num_classes).eval()
     if wanted.weights_file:
         load_weights(model, wanted.weights_file)
     return Subject(
@@ -143,39 +143,29 @@ def load_weights(model: nn.Module, file: Path) -> None:
     Raises:
         CheckpointError: The file is missing, unreadable, holds code (which is not run), or does not fit the model.
     """
-    state = _read_weights(file)
+    state = _safetensors(file) if file.suffix == ".safetensors" else checkpoint.read(file, "file of weights")
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise CheckpointError(f"{file} holds no state dict.")
     for key in ("state_dict", "model_state_dict", "model", "net", "raw"):
         if isinstance(state.get(key), dict):
             state = state[key]
-    state = {name.removeprefix("module."): value for name, value in state.items()}
+    with checkpoint.fitting(file):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
     try:
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file} does not fit the model: {error}") from None
 
 
-def _read_weights(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise CheckpointError(f"there is no file of weights at {file}.")
+def _safetensors(file: Path) -> dict[str, Any]:
     try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
+        from safetensors.torch import load_file
 
-            return cast(dict[str, Any], load_file(file))
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        return cast(dict[str, Any], load_file(file))
     except ModuleNotFoundError:
         raise CheckpointError(f"{file} needs safetensors: python -m pip install safetensors.") from None
-    except pickle.UnpicklingError:
-        raise CheckpointError(
-            f"{file} holds more than tensors and plain values; it was not opened, since such a file could run code. "
-            f"Save the model's state_dict() instead."
-        ) from None
-    except Exception as error:  # a damaged file breaks the reader in any way it likes
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{file} is no readable file of weights ({reason}).") from None
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise CheckpointError(f"{file} holds no state dict.")
-    return content
+    except Exception as error:  # as for any other file
+        raise CheckpointError(f"{file} is no safetensors file, or a damaged one ({error}).") from None
 
 
 def _named_data(wanted: Wanted) -> Data:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from at_smooth.attacks import Adversary, AttackSpec
 from at_smooth.confidence import wilson
 from at_smooth.data import Part
-from at_smooth.evaluation import BATCH_SIZE, Watcher, classes_of, frozen_copy
+from at_smooth.evaluation import BATCH_SIZE, Watcher, classes_of, frozen_copy, own_arithmetic
 from at_smooth.exceptions import InputError, OptionError
 from at_smooth.interfaces import percent
 from at_smooth.runtime import Runtime, fenced_randomness
@@ -67,9 +67,9 @@ def transfer(
     if attack.threat.eps == 0:
         raise OptionError("eps is 0, so there is nothing to attack. Give --eps.")
     device, watcher = (runtime or Runtime.choose()).device, watcher or Watcher()
-    part = part.to(device)
-    subjects = {name: frozen_copy(model).to(device) for name, model in models.items()}
-    with fenced_randomness(seed, "transfer"):
+    with fenced_randomness(seed, "transfer"), own_arithmetic(device):
+        part = part.to(device)
+        subjects = {name: frozen_copy(model).to(device) for name, model in models.items()}
         if len({classes_of(subject, part) for subject in subjects.values()}) > 1:
             raise OptionError("the models do not tell the same classes apart.")
         right = {CLEAN: _judged(subjects, [batch.clean for batch in part.batches(batch_size)], part.labels)}

@@ -193,6 +193,7 @@ def saved(folder, model, options, shape=(1, 8, 8), **changes):
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
             module.running_mean.normal_(generator=rng).mul_(0.1)
     run = Run.create(folder, recipe)
+    (folder / "checkpoints").mkdir()
     content = {"recipe": recipe.to_dict(), "shape": list(shape), "num_classes": 10, "raw": network.state_dict()}
     checkpoint.save(run.checkpoint("final"), {**content, "fingerprint": "", "smoothed": None, "row": {"epoch": 3}})
     return run
@@ -417,6 +418,7 @@ def evaluated(plain_run, tmp_path):
 
     def make(changes=None, result=None, name="autoattack", **files):
         run = Run.create(tmp_path / f"run-{len(list(tmp_path.iterdir()))}", plain_run.recipe)
+        (run.path / "checkpoints").mkdir()
         for path in ("summary.json", "checkpoints/final.pt"):
             (run.path / path).write_bytes((plain_run.path / path).read_bytes())
         (run.path / "evaluations").mkdir()

@@ -66,7 +66,7 @@ class CarliniWagner(Evaluator):
         attacked, broken = outcome.broken_by != 0, outcome.broken_by == 1
         return {
             "success_rate": 100 * broken.sum().item() / max(1, attacked.sum().item()),
-            "median_l2": outcome.distances[broken].median().item() if broken.any() else None,
+            "median_l2": outcome.distances[broken].quantile(0.5).item() if broken.any() else None,
             "accuracy_within_l2": {
                 str(format_pixels(budget)): 100 * (outcome.distances > budget).sum().item() / len(outcome.distances)
                 for budget in self.budgets
