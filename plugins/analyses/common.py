@@ -238,7 +238,12 @@ class Summary:
 
 
 def draw_band(
-    axes: Axes, positions: Sequence[float], values: Sequence[Summary], style: Style, label: str, every: int = 1
+    axes: Axes,
+    positions: Sequence[float],
+    values: Sequence[Summary],
+    style: Style,
+    label: str,
+    every: int | tuple[float, float] = 1,
 ) -> None:
     """A line through means, and a band of one standard deviation around it where there are several values.
 
@@ -248,7 +253,7 @@ def draw_band(
         values: One a position.
         style: The setting's.
         label: The setting's.
-        every: Points between markers.
+        every: Points between markers; or where the first is and the gap after it, as shares of the panel's diagonal.
     """
     means = np.array([value.mean for value in values])
     spread = np.array([value.sd or 0.0 for value in values])
