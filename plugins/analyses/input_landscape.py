@@ -103,7 +103,7 @@ class InputLandscape(Examination):
             panels[row, 0].set_ylabel("$y$")
         for axes in panels[-1]:
             axes.set_xlabel("$x$")
-        figure.supxlabel(f"image + $x\\,r_1$ + $y\\,r_2$; a = {step:.3g} of [0, 1] pixels", fontsize="medium")
+        figure.supxlabel(f"image + $x\\,r_1$ + $y\\,r_2$; a = {step:.3g} (pixels in [0, 1])", fontsize="medium")
         figure.colorbar(filled, ax=panels, label="loss (nats)", aspect=30, ticks=MaxNLocator(6))
         return figure
 

@@ -13,12 +13,13 @@ from torch import Tensor
 from at_smooth import Run, Study
 from at_smooth.analysis import Setting
 from at_smooth.experiment import Stored, stored_weights
-from at_smooth.style import PALETTE, new_figure
+from at_smooth.style import PALETTE, legend_above, new_figure
 from at_smooth_plugins.analyses.common import Examination, logits_of, over_examples, wrapped
 from at_smooth_plugins.regularizers.label_smoothing import smoothed_labels
 from at_smooth_plugins.regularizers.tf_kd import virtual_teacher
 
 _COLOURS = {"correct": PALETTE["blue"], "others": PALETTE["orange"]}
+_NAMES = {"correct": "correct class", "others": "other classes"}
 _QUANTILES = (5, 25, 50, 75, 95)
 
 
@@ -82,22 +83,24 @@ class Logits(Examination):
                                      showfliers=False, patch_artist=True, manage_ticks=False,
                                      **_sideways())  # fmt: skip
                 colour = _COLOURS[which]
+                if values.min() == values.max():  # a target that is the same for every image has no box to see
+                    axes.plot(values[0], place + shift, marker="D", color=colour, zorder=5)
                 for part in ("whiskers", "caps", "boxes"):
                     for artist in boxes[part]:
                         artist.set(color=colour, linewidth=0.8)
                 for box, median in zip(boxes["boxes"], boxes["medians"], strict=True):
-                    box.set(facecolor=colour, alpha=0.75, label=f"{which} class{'es' if which == 'others' else ''}")
+                    box.set(facecolor=colour, alpha=0.75, label=_NAMES[which])
                     median.set(color="black", linewidth=1)
         axes.set_yticks(range(len(sources)), [wrapped(name, 18) for name in sources])
         axes.set_ylim(len(sources) - 0.5, -0.5)
         axes.grid(axis="x", color="0.9", linewidth=0.5)
         axes.set_axisbelow(True)
         if self.scale == "probability":
-            axes.set(xscale="log", xlabel=f"probability on {self.images} images", xlim=(max(axes.get_xlim()[0], 1e-6), 1.3))
+            lowest = min(float(np.percentile(values.numpy(), 5)) for pair in sources.values() for values in pair)
+            axes.set(xscale="log", xlabel=f"probability on {self.images} images", xlim=(max(lowest / 2, 1e-8), 1.3))
         else:
             axes.set_xlabel(f"logit less the mean, on {self.images} images")
-        handles, names = axes.get_legend_handles_labels()
-        figure.legend(handles[:2], ["correct class", "other classes"], loc="outside upper center", ncols=2)
+        legend_above(figure)
         return figure
 
 

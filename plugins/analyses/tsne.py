@@ -82,7 +82,8 @@ class FeatureMap(Examination):
                                "x": float(x), "y": float(y)})  # fmt: skip
             for kind, part in (("clean", features[: len(clean)]), ("perturbed", features[len(clean) :])):
                 separations.append({"setting": label, "images": kind, "silhouette": _silhouette(part, labels)})
-        return Study(self._figure([label for label, _ in chosen], places), {"points": places, "silhouette": separations})
+        figure = self._figure([label for label, _ in chosen], places)
+        return Study(figure, {"points": places, "silhouette": separations})
 
     def _embedded(self, features: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """(N, D) to (N, 2)."""
@@ -100,10 +101,12 @@ class FeatureMap(Examination):
         panels = list(panels_of(figure.subplots(rows, columns, squeeze=False)))
         for name, axes in zip(names, panels, strict=False):
             for number, each in enumerate(self.classes):
-                for kind, marker, size in (("clean", "o", 5), ("perturbed", "*", 12)):
-                    points = [row for row in places if (row["setting"], row["class"], row["images"]) == (name, each, kind)]
+                for kind, marker, size, alpha in (("clean", "o", 6, 0.4), ("perturbed", "*", 13, 0.8)):
+                    wanted = (name, each, kind)
+                    points = [row for row in places if (row["setting"], row["class"], row["images"]) == wanted]
                     axes.scatter([row["x"] for row in points], [row["y"] for row in points], s=size, marker=marker,
-                                 color=_COLOURS[number], alpha=0.6, linewidths=0, label=f"class {each}, {kind}")  # fmt: skip
+                                 color=_COLOURS[number], alpha=alpha, linewidths=0,
+                                 label=f"class {each}, {kind}")  # fmt: skip
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(True)
             axes.set_title(wrapped(name, 26), loc="left")
@@ -111,7 +114,7 @@ class FeatureMap(Examination):
             axes.set_axis_off()
         figure.supxlabel("t-SNE 1 (no unit)", fontsize="medium")
         figure.supylabel("t-SNE 2 (no unit)", fontsize="medium")
-        legend_above(figure)
+        legend_above(figure, columns=min(len(self.classes), 3))
         return figure
 
 
