@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,14 +13,39 @@ from torch import Tensor
 from at_smooth import Study
 from at_smooth.analysis import Setting
 from at_smooth.style import new_figure
-from at_smooth_plugins.analyses.common import Examination, logits_of, over_examples
+from at_smooth_plugins.analyses.common import Examination, draw_heading, logits_of, over_examples
+
+
+class _Predictions(NamedTuple):
+    """The likeliest class of each image, and its probability."""
+
+    probabilities: Tensor
+    classes: Tensor
+
+
+class _Block(NamedTuple):
+    """What one setting's attack did."""
+
+    label: str
+    attacked: Tensor
+    before: _Predictions
+    after: _Predictions
+
+
+class _Row(NamedTuple):
+    """One row of the figure: images, and below each a text, which is red where it is wrong."""
+
+    heading: str
+    name: str
+    images: Tensor
+    texts: list[tuple[str, bool]]
 
 
 class AttackGallery(Examination):
     """Test images, the same under PGD against each setting's first run, and the difference, magnified.
 
-    Under each image stands the predicted class and its probability; a red one is wrong. In the difference grey is no
-    change.
+    Under an attacked image stands the predicted class and its probability; a red one is wrong. Under a clean one too
+    where there is one setting, else its true class. In the difference grey is no change.
     """
 
     n_examples: int = Field(default=5, ge=1, le=10, description="test images, drawn by the seed")
@@ -34,18 +59,18 @@ class AttackGallery(Examination):
         for label, run in chosen:
             model, threat = self.model(run), run.recipe.threat
             attacked = self.perturbed(model, clean, labels, threat, self.steps)
-            before, after = (logits_of(model, images).softmax(1).max(1) for images in (clean, attacked))
+            before, after = (_Predictions(*logits_of(model, each).softmax(1).max(1)) for each in (clean, attacked))
             change = (attacked - clean).flatten(1)
-            blocks.append((label, attacked, before, after))
+            blocks.append(_Block(label, attacked, before, after))
             table += [
                 {
                     "setting": label,
                     "image": number,
                     "class": int(labels[number]),
-                    "clean_prediction": int(before.indices[number]),
-                    "clean_probability": float(before.values[number]),
-                    "perturbed_prediction": int(after.indices[number]),
-                    "perturbed_probability": float(after.values[number]),
+                    "clean_prediction": int(before.classes[number]),
+                    "clean_probability": float(before.probabilities[number]),
+                    "perturbed_prediction": int(after.classes[number]),
+                    "perturbed_probability": float(after.probabilities[number]),
                     "linf": float(change[number].abs().max()),
                     "l2": float(change[number].norm()),
                     "threat": str(threat),
@@ -54,34 +79,45 @@ class AttackGallery(Examination):
             ]
         return Study(self._figure(clean, labels, blocks), {"attack-gallery": table})
 
-    def _figure(self, clean: Tensor, labels: Tensor, blocks: list[tuple[str, Tensor, Any, Any]]) -> Figure:
-        columns, side = len(labels), (self.inches - 0.75) / len(labels)
-        figure = new_figure(self.inches, len(blocks) * (3 * (side + 0.16) + 0.2) + 0.1)
-        largest = max(float((attacked - clean).abs().max()) for _, attacked, _, _ in blocks)
-        times = _round(0.5 / largest) if largest else 1.0
-        parts = np.atleast_1d(figure.subfigures(len(blocks), 1))
-        for part, (label, attacked, before, after) in zip(parts, blocks, strict=True):
-            part.suptitle(label, x=0.01, ha="left", fontsize="medium")
-            panels = part.subplots(3, columns, squeeze=False)
-            difference = (0.5 + times * (attacked - clean)).clamp(0, 1)
-            for row, (name, images, predictions) in enumerate(
-                (("clean", clean, before), ("perturbed", attacked, after), (f"difference\n×{times:g}", difference, None))
-            ):
-                panels[row, 0].set_ylabel(name, rotation=0, ha="right", va="center")
-                for column, axes in enumerate(panels[row]):
-                    axes.imshow(_pixels(images[column]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-                    axes.set(xticks=[], yticks=[])
-                    axes.spines[:].set_visible(False)
-                    if predictions is not None:
-                        guess, probability = int(predictions.indices[column]), float(predictions.values[column])
-                        right = guess == int(labels[column])
-                        axes.set_xlabel(f"{guess} ({100 * probability:.0f} %)", labelpad=1.5, fontsize="small",
-                                        color="black" if right else "#B00020",
-                                        fontweight="normal" if right else "bold")  # fmt: skip
+    def _figure(self, clean: Tensor, labels: Tensor, blocks: list[_Block]) -> Figure:
+        largest = max(float((block.attacked - clean).abs().max()) for block in blocks)
+        times = _rounded_down(0.5 / largest) if largest else 1.0
+        rows: list[_Row] = []
+        for number, block in enumerate(blocks):
+            if number == 0:
+                alone = len(blocks) == 1
+                texts = _predictions(block.before, labels) if alone else [(f"class {int(y)}", True) for y in labels]
+                rows.append(_Row(block.label if alone else "", "clean", clean, texts))
+            rows.append(_Row("" if len(blocks) == 1 else block.label, "perturbed", block.attacked,
+                             _predictions(block.after, labels)))  # fmt: skip
+            change = (0.5 + times * (block.attacked - clean)).clamp(0, 1)
+            rows.append(_Row("", f"difference\n\N{MULTIPLICATION SIGN} {times:g}", change, [("", True)] * len(labels)))
+        side = min((self.inches - 0.75) / len(labels), 0.9)
+        height = sum(side + 0.05 + 0.18 * bool(row.heading) + 0.14 * bool(row.texts[0][0]) for row in rows)
+        figure = new_figure(self.inches, height + 0.05)
+        figure.set_layout_engine("constrained", hspace=0, wspace=0.01)
+        panels = figure.subplots(len(rows), len(labels), squeeze=False)
+        for row, line in zip(rows, panels, strict=True):
+            line[0].set_ylabel(row.name, rotation=0, ha="right", va="center")
+            draw_heading(line[0], row.heading)
+            for axes, image, (text, right) in zip(line, row.images, row.texts, strict=True):
+                axes.imshow(_pixels(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+                axes.set(xticks=[], yticks=[])
+                axes.spines[:].set_visible(False)
+                axes.set_xlabel(text, labelpad=1.5, fontsize="small", color="black" if right else "#B00020",
+                                fontweight="normal" if right else "bold")  # fmt: skip
         return figure
 
 
-def _round(factor: float) -> float:
+def _predictions(found: _Predictions, labels: Tensor) -> list[tuple[str, bool]]:
+    """What a model says, in words, and whether it is right."""
+    return [
+        (f"{int(guess)} ({100 * float(probability):.0f} %)", int(guess) == int(label))
+        for probability, guess, label in zip(*found, labels, strict=True)
+    ]
+
+
+def _rounded_down(factor: float) -> float:
     """One significant digit, downwards, so that nothing is cut off."""
     power = 10 ** np.floor(np.log10(factor))
     return float(np.floor(factor / power) * power)

@@ -283,6 +283,12 @@ def draw_steps(axes: Axes, values: dict[str, dict[str, Summary]], styles: dict[s
     axes.set_xlim(-0.35, len(names) - 0.65)
 
 
+def draw_heading(axes: Axes, text: str) -> None:
+    """A title at the left of a row of panels; it may be wider than the first, which it does not push aside."""
+    axes.set_title(" " if text else "", loc="left")  # keeps the height free
+    axes.annotate(text, (0, 1), (0, 4), "axes fraction", "offset points", va="bottom").set_in_layout(False)
+
+
 def wrapped(label: str, characters: int = 34) -> str:
     """A label on as many lines as it needs."""
     return textwrap.fill(label, characters, break_long_words=False, break_on_hyphens=False)

@@ -16,7 +16,7 @@ from at_smooth import OptionalPixels, Run, Study, Threat
 from at_smooth.analysis import Setting
 from at_smooth.runtime import fenced_randomness
 from at_smooth.style import new_figure
-from at_smooth_plugins.analyses.common import Examination, common_threat, over_examples
+from at_smooth_plugins.analyses.common import Examination, common_threat, draw_heading, over_examples
 
 _Array = np.ndarray[Any, Any]
 _Grids = dict[tuple[str, int], _Array]  # by setting and image
@@ -99,7 +99,7 @@ class InputLandscape(Examination):
                 axes.set(aspect="equal", xticks=[-step, 0, step], xticklabels=["\N{MINUS SIGN}a", "0", "a"],
                          yticks=[-step, 0, step], yticklabels=["\N{MINUS SIGN}a", "0", "a"])  # fmt: skip
                 axes.spines[:].set_visible(False)
-            panels[row, 0].set_title(label, loc="left")
+            draw_heading(panels[row, 0], label)
             panels[row, 0].set_ylabel("$y$")
         for axes in panels[-1]:
             axes.set_xlabel("$x$")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from inspect import signature
 from typing import Any, Literal
 
 import numpy as np
 import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor
 
@@ -74,23 +77,12 @@ class Logits(Examination):
         correct = F.one_hot(labels, logits.shape[1]).bool()
         return values[correct].cpu(), values[~correct].cpu()
 
-    def _figure(self, sources: dict[str, tuple[Tensor, Tensor]]) -> Any:
+    def _figure(self, sources: dict[str, tuple[Tensor, Tensor]]) -> Figure:
         figure = new_figure(self.inches, 0.75 + 0.36 * len(sources))
         axes = figure.add_subplot()
         for place, pair in enumerate(sources.values()):
             for shift, (which, values) in zip((-0.18, 0.18), zip(_COLOURS, pair, strict=True), strict=True):
-                boxes = axes.boxplot([values.numpy()], positions=[place + shift], widths=0.28, whis=(5, 95),
-                                     showfliers=False, patch_artist=True, manage_ticks=False,
-                                     **_sideways())  # fmt: skip
-                colour = _COLOURS[which]
-                if values.min() == values.max():  # a target that is the same for every image has no box to see
-                    axes.plot(values[0], place + shift, marker="D", color=colour, zorder=5)
-                for part in ("whiskers", "caps", "boxes"):
-                    for artist in boxes[part]:
-                        artist.set(color=colour, linewidth=0.8)
-                for box, median in zip(boxes["boxes"], boxes["medians"], strict=True):
-                    box.set(facecolor=colour, alpha=0.75, label=_NAMES[which])
-                    median.set(color="black", linewidth=1)
+                _draw_box(axes, values.numpy(), place + shift, which)
         axes.set_yticks(range(len(sources)), [wrapped(name, 18) for name in sources])
         axes.set_ylim(len(sources) - 0.5, -0.5)
         axes.grid(axis="x", color="0.9", linewidth=0.5)
@@ -104,12 +96,22 @@ class Logits(Examination):
         return figure
 
 
+def _draw_box(axes: Axes, values: np.ndarray[Any, Any], place: float, which: str) -> None:
+    """Quartiles as a box, 5th to 95th percentile as whiskers; a target that is always the same is a diamond."""
+    colour = _COLOURS[which]
+    if np.ptp(values) < 1e-4 * abs(values).max():
+        axes.plot(values[0], place, marker="D", color=colour, linestyle="none")
+        return
+    parts = axes.boxplot([values], positions=[place], widths=0.28, whis=(5, 95), showfliers=False, patch_artist=True,
+                         manage_ticks=False, **_sideways())  # fmt: skip
+    for artist in (*parts["whiskers"], *parts["caps"], *parts["boxes"]):
+        artist.set(color=colour, linewidth=0.8)
+    parts["boxes"][0].set(facecolor=colour, alpha=0.75, label=_NAMES[which])
+    parts["medians"][0].set(color="black", linewidth=1)
+
+
 def _sideways() -> dict[str, Any]:
     """Boxes that lie; the option has another name since matplotlib 3.10."""
-    from inspect import signature
-
-    from matplotlib.axes import Axes
-
     return {"orientation": "horizontal"} if "orientation" in signature(Axes.boxplot).parameters else {"vert": False}
 
 

@@ -141,12 +141,11 @@ def _cell(rows: list[dict[str, Any]], source: str, target: str) -> float:
 
 
 def _drawn_matrix(labels: list[str], table: np.ndarray[Any, Any], inches: float) -> Figure:
-    figure = new_figure(inches, min(inches, 1.1 + 0.42 * len(labels)))
+    figure = new_figure(inches, 0.75 + 0.36 * len(labels))
     axes = figure.add_subplot()
     image = axes.imshow(table, cmap="cividis", aspect="auto")
-    names = [wrapped(label, 16) for label in labels]
-    axes.set_xticks(range(len(labels)), names, rotation=35, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(labels)), names)
+    axes.set_xticks(range(len(labels)), [str(number) for number, _ in enumerate(labels, start=1)])
+    axes.set_yticks(range(len(labels)), [wrapped(f"{number}  {label}", 22) for number, label in enumerate(labels, 1)])
     axes.set(xlabel="judged on", ylabel="made on")
     axes.spines[:].set_visible(False)
     middle = (table.min() + table.max()) / 2

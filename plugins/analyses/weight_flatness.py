@@ -124,12 +124,12 @@ class WeightFlatness(Examination):
         return float(F.cross_entropy(logits_of(model, attacked), labels))
 
     def _usual_distances(self, models: Sequence[nn.Module]) -> tuple[float, ...]:
-        """0, and seven steps up to half a filter's norm, or to a third of the length of the weights."""
+        """0, and five steps up to half a filter's norm, or to a third of the length of the weights."""
         if self.filter_normalised:
             reach = 0.5
         else:
             reach = min(float(torch.stack([w.norm() for w in model.parameters()]).norm()) for model in models) / 3
-        return tuple(float(f"{float(f'{reach:.2g}') * step / 7:.3g}") for step in range(8))
+        return tuple(float(f"{float(f'{reach:.2g}') * step / 5:.3g}") for step in range(6))
 
 
 def _over_seeds(losses: list[list[float]]) -> Summary:
