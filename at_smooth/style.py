@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 #: Widths of a figure in a paper of two columns, in inches.
 COLUMN, DOUBLE = 3.3, 6.9
 
+#: The height of a page, likewise; no figure should be taller.
+PAGE = 8.6
+
 #: Where colours are declared, beside the recipes of a distribution.
 STYLES = "styles.yaml"
 

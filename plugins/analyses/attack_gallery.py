@@ -12,8 +12,8 @@ from torch import Tensor
 
 from at_smooth import Study
 from at_smooth.analysis import Setting
-from at_smooth.style import new_figure
-from at_smooth_plugins.analyses.common import Examination, draw_heading, logits_of, over_examples
+from at_smooth.style import PAGE, new_figure
+from at_smooth_plugins.analyses.common import Examination, draw_heading, first_runs, logits_of
 
 
 class _Predictions(NamedTuple):
@@ -54,7 +54,7 @@ class AttackGallery(Examination):
     def draw(self, settings: list[Setting]) -> Study:
         """A column an image; a row of clean images and two of attacked ones for each setting."""
         clean, labels = self.examples(settings)
-        chosen = over_examples(settings)
+        chosen = first_runs(settings)
         blocks, table = [], []
         for label, run in chosen:
             model, threat = self.model(run), run.recipe.threat
@@ -92,9 +92,9 @@ class AttackGallery(Examination):
                              _predictions(block.after, labels)))  # fmt: skip
             change = (0.5 + times * (block.attacked - clean)).clamp(0, 1)
             rows.append(_Row("", f"difference\n\N{MULTIPLICATION SIGN} {times:g}", change, [("", True)] * len(labels)))
-        side = min((self.inches - 0.75) / len(labels), 0.9)
-        height = sum(side + 0.05 + 0.18 * bool(row.heading) + 0.14 * bool(row.texts[0][0]) for row in rows)
-        figure = new_figure(self.inches, height + 0.05)
+        words = sum(0.05 + 0.18 * bool(row.heading) + 0.14 * bool(row.texts[0][0]) for row in rows) + 0.05
+        side = min((self.inches - 0.75) / len(labels), 0.9, (PAGE - words) / len(rows))
+        figure = new_figure(self.inches, words + len(rows) * max(side, 0.3))
         figure.set_layout_engine("constrained", hspace=0, wspace=0.01)
         panels = figure.subplots(len(rows), len(labels), squeeze=False)
         for row, line in zip(rows, panels, strict=True):

@@ -6,7 +6,7 @@ import math
 import re
 import textwrap
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -300,11 +300,6 @@ def grid(count: int, most: int) -> tuple[int, int]:
     return rows, math.ceil(count / rows)
 
 
-def panels_of(axes: Any) -> Iterator[Axes]:
-    """The panels of ``figure.subplots(squeeze=False)``, row by row."""
-    yield from axes.flat
-
-
-def over_examples(settings: Sequence[Setting]) -> list[tuple[str, Run]]:
+def first_runs(settings: Sequence[Setting]) -> list[tuple[str, Run]]:
     """One run for each setting, the first: for figures that show single images or points."""
     return [(setting.label, setting.runs[0]) for setting in settings]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor
 
@@ -97,12 +98,13 @@ class Confidence(Examination):
         settings: list[Setting],
         pooled: dict[tuple[str, str], list[dict[str, Any]]],
         errors: list[dict[str, Any]],
-    ) -> Any:
+    ) -> Figure:
         lower = 0.45 + 0.13 * len(settings)
         upper = min(self.inches / 2, 2.4)
         figure = new_figure(self.inches, upper + lower + 0.6)
         panels = figure.subplots(2, 2, sharey="row", height_ratios=[upper, lower])
         styles = styles_of(setting.label for setting in settings)
+        longest = max(100 * row["ece"] for row in errors)
         for kind, diagram, dots in zip(_KINDS, panels[0], panels[1], strict=True):
             diagram.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=0.8)
             for place, setting in enumerate(settings):
@@ -116,8 +118,7 @@ class Confidence(Examination):
                               elinewidth=0.8, capsize=1.5)  # fmt: skip
             diagram.set(title=f"{kind} images", xlabel="confidence", xlim=(0, 1), ylim=(0, 1), aspect="equal",
                         xticks=np.linspace(0, 1, 3), yticks=np.linspace(0, 1, 3))  # fmt: skip
-            dots.set(xlabel="ECE (%)", ylim=(len(settings) - 0.5, -0.5), yticks=[])
-            dots.set_xlim(left=0)
+            dots.set(xlabel="ECE (%)", xlim=(0, 1.2 * longest), ylim=(len(settings) - 0.5, -0.5), yticks=[])
             dots.grid(axis="x", color="0.9", linewidth=0.5)
         panels[0, 0].set_ylabel("accuracy")
         legend_above(figure)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from at_smooth import OptionalPixels, Run, Study, Threat
 from at_smooth.analysis import Setting
 from at_smooth.runtime import fenced_randomness
-from at_smooth.style import new_figure
-from at_smooth_plugins.analyses.common import Examination, common_threat, draw_heading, over_examples
+from at_smooth.style import PAGE, new_figure
+from at_smooth_plugins.analyses.common import Examination, common_threat, draw_heading, first_runs
 
 _Array = np.ndarray[Any, Any]
 _Grids = dict[tuple[str, int], _Array]  # by setting and image
@@ -64,7 +64,7 @@ class InputLandscape(Examination):
         reach = self.reach or 2 * _largest_offset(threat, images[0])
         half = self.points // 2
         offsets = torch.arange(-half, half + 1, device=images.device) * (reach / half)
-        chosen = over_examples(settings)
+        chosen = first_runs(settings)
         losses: _Grids = {}
         lengths: _Grids = {}
         for label, run in chosen:
@@ -83,7 +83,7 @@ class InputLandscape(Examination):
         images: Tensor, labels: Tensor,
     ) -> Figure:  # fmt: skip
         rows, columns = len(chosen), len(labels)
-        side = min((self.inches - 1.0) / columns, 2.0)
+        side = min((self.inches - 1.0) / columns, 2.0, max(0.4, (PAGE - 0.5) / rows - 0.22))
         figure = new_figure(self.inches, rows * (side + 0.22) + 0.5)
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         levels = np.linspace(0, max(float(each.max()) for each in losses.values()), 25)

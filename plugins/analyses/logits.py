@@ -17,7 +17,7 @@ from at_smooth import Run, Study
 from at_smooth.analysis import Setting
 from at_smooth.experiment import Stored, stored_weights
 from at_smooth.style import PALETTE, legend_above, new_figure
-from at_smooth_plugins.analyses.common import Examination, logits_of, over_examples, wrapped
+from at_smooth_plugins.analyses.common import Examination, first_runs, logits_of, wrapped
 from at_smooth_plugins.regularizers.label_smoothing import smoothed_labels
 from at_smooth_plugins.regularizers.tf_kd import virtual_teacher
 
@@ -48,7 +48,7 @@ class Logits(Examination):
         """A pair of boxes for each source, the sources below each other."""
         clean, labels = self.examples(settings)
         found: dict[str, tuple[Tensor, Tensor]] = {}
-        chosen = over_examples(settings)
+        chosen = first_runs(settings)
         taught = next((run for _, run in chosen if any(_teachers(run))), None)
         for label, run in chosen:
             model = self.model(run)

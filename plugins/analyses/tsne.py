@@ -6,19 +6,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor, nn
 
 from at_smooth import InputError, Study
 from at_smooth.analysis import Setting
-from at_smooth.style import PALETTE, legend_above, new_figure
+from at_smooth.style import PAGE, PALETTE, legend_above, new_figure
 from at_smooth_plugins.analyses.common import (
     Examination,
     common_test_part,
+    first_runs,
     grid,
     logits_of,
-    over_examples,
-    panels_of,
     wrapped,
 )
 
@@ -67,7 +67,7 @@ class FeatureMap(Examination):
         clean, labels = self.examples(settings, self.classes)
         places: list[dict[str, Any]] = []
         separations = []
-        chosen = over_examples(settings)
+        chosen = first_runs(settings)
         for label, run in chosen:
             model = self.model(run)
             attacked = self.perturbed(model, clean, labels, run.recipe.threat, self.steps)
@@ -95,10 +95,10 @@ class FeatureMap(Examination):
         ).fit_transform(features.astype(np.float32))
         return found
 
-    def _figure(self, names: list[str], places: list[dict[str, Any]]) -> Any:
+    def _figure(self, names: list[str], places: list[dict[str, Any]]) -> Figure:
         rows, columns = grid(len(names), 2 if self.width == "column" else 3)
-        figure = new_figure(self.inches, rows * min(self.inches / columns, 2.4) + 0.45)
-        panels = list(panels_of(figure.subplots(rows, columns, squeeze=False)))
+        figure = new_figure(self.inches, min(rows * min(self.inches / columns, 2.4) + 0.45, max(PAGE, 1.1 * rows)))
+        panels = list(figure.subplots(rows, columns, squeeze=False).flat)
         for name, axes in zip(names, panels, strict=False):
             for number, each in enumerate(self.classes):
                 for kind, marker, size, alpha in (("clean", "o", 6, 0.4), ("perturbed", "*", 13, 0.8)):

@@ -65,7 +65,7 @@ class WeightFlatness(Examination):
     n_examples: int = Field(default=100, ge=1, description="at most so many test images, classes in proportion")
     directions: int = Field(default=10, ge=1, description="random directions at each distance")
     distances: tuple[float, ...] = Field(
-        default=(), description="from the trained weights; default: up to a third of the length of the weights"
+        default=(), description="from the trained weights; default: up to 0.4 of the length of the weights"
     )
     filter_normalised: bool = Field(
         default=False, description="scale each filter's part of a direction to the filter's norm; distances are shares"
@@ -124,11 +124,11 @@ class WeightFlatness(Examination):
         return float(F.cross_entropy(logits_of(model, attacked), labels))
 
     def _usual_distances(self, models: Sequence[nn.Module]) -> tuple[float, ...]:
-        """0, and five steps up to half a filter's norm, or to a third of the length of the weights."""
+        """0, and five steps up to half a filter's norm, or to 0.4 of the length of the weights."""
         if self.filter_normalised:
             reach = 0.5
         else:
-            reach = min(float(torch.stack([w.norm() for w in model.parameters()]).norm()) for model in models) / 3
+            reach = min(float(torch.stack([w.norm() for w in model.parameters()]).norm()) for model in models) * 0.4
         return tuple(float(f"{float(f'{reach:.2g}') * step / 5:.3g}") for step in range(6))
 
 
