@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from at_smooth._version import __version__
+from at_smooth.commands.analyze import analyze
 from at_smooth.commands.audit import audit
 from at_smooth.commands.average import average
 from at_smooth.commands.compare import compare
@@ -53,7 +54,7 @@ def cli() -> None:
     """
 
 
-for command in (train, evaluate, audit, transfer, compare, reproduce, average, export, plugins, doctor):
+for command in (train, evaluate, audit, transfer, compare, analyze, reproduce, average, export, plugins, doctor):
     cli.add_command(command)
 
 
