@@ -1,8 +1,9 @@
 """Recipes by name: presets and the tables of a paper, shipped as YAML by any distribution.
 
 An entry point of the group ``at_smooth.recipes`` names a package; each of its ``NAME.yaml`` is a preset, or a table if
-it has ``groups``. A preset's fields may depend on the data set (``for_dataset``) and bring options for plugins that a
-row may choose (``plugin_defaults``). A table's rows are its groups times its settings.
+it has ``groups``; ``styles.yaml`` is neither (:mod:`at_smooth.style`). A preset's fields may depend on the data set
+(``for_dataset``) and bring options for plugins that a row may choose (``plugin_defaults``). A table's rows are its
+groups times its settings.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import yaml
 from at_smooth import registry
 from at_smooth.exceptions import InputError, PluginError, nearest
 from at_smooth.recipe import Recipe, merge, read_yaml
+from at_smooth.style import STYLES
 
 Fields = dict[str, Any]
 
@@ -170,7 +172,7 @@ def _files() -> dict[str, Any]:
                 f"the recipes of '{entry.distribution}' cannot be read: {type(error).__name__}: {error}."
             ) from error
         for file in folder.iterdir():
-            if not file.name.endswith(".yaml"):
+            if not file.name.endswith(".yaml") or file.name == STYLES:
                 continue
             name = file.name.removesuffix(".yaml")
             if name in found:
