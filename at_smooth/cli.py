@@ -17,6 +17,7 @@ from at_smooth._version import __version__
 from at_smooth.commands.audit import audit
 from at_smooth.commands.evaluate import evaluate
 from at_smooth.commands.export import export
+from at_smooth.commands.overfitting import overfitting
 from at_smooth.commands.transfer import transfer
 from at_smooth.exceptions import AtSmoothError, InputError, Interrupted, OptionError
 
@@ -245,7 +246,7 @@ def reproduce(
         console.print("A rehearsal shows that every run works; its numbers mean nothing.", highlight=False)
 
 
-for command in (evaluate, transfer, audit, export):
+for command in (evaluate, transfer, audit, export, overfitting):
     cli.add_command(command)
 
 
