@@ -14,6 +14,7 @@ import click
 import yaml
 
 from at_smooth._version import __version__
+from at_smooth.commands.analyze import analyze
 from at_smooth.commands.audit import audit
 from at_smooth.commands.evaluate import evaluate
 from at_smooth.commands.export import export
@@ -246,7 +247,7 @@ def reproduce(
         console.print("A rehearsal shows that every run works; its numbers mean nothing.", highlight=False)
 
 
-for command in (evaluate, transfer, audit, export, overfitting):
+for command in (evaluate, transfer, audit, export, analyze, overfitting):
     cli.add_command(command)
 
 

@@ -46,7 +46,7 @@ class Entry:
         Raises:
             PluginError: The import fails, or what is there is no plugin.
         """
-        singular = self.kind[:-1] if self.kind != "analyses" else "analysis"
+        singular = _singular(self.kind)
         base = _interface(self.kind)
         try:
             with _own_modules(":" in self.name):
@@ -128,7 +128,11 @@ def create(kind: str, name: str, options: Mapping[str, Any] | None = None) -> An
         PluginError: The plugin is unknown, ambiguous or broken.
         OptionError: An option is unknown, of the wrong type or out of bounds.
     """
-    return load(kind, name).build_from(options or {}, subject=f"{kind[:-1]} {name}")
+    return load(kind, name).build_from(options or {}, subject=f"{_singular(kind)} {name}")
+
+
+def _singular(kind: str) -> str:
+    return "analysis" if kind == "analyses" else kind[:-1]
 
 
 @contextmanager

@@ -1,10 +1,7 @@
-"""A table of words: for the terminal, as Markdown, LaTeX (booktabs) or CSV."""
+"""A table of words: for the terminal, as Markdown or LaTeX (booktabs)."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,15 +92,6 @@ class Table:
             *(f"% {tex(note)}." for note in self.notes),  # sentences for a caption; a cell would be as wide as they are
         ]
         return "\n".join(lines)
-
-
-def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of plain values as CSV, under the names of the first; what is None stays blank."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().rstrip("\n")
 
 
 def tex(text: str) -> str:

@@ -19,10 +19,10 @@ def overfitting(runs: tuple[Path, ...], style: str) -> None:
     """
     from rich.console import Console
 
+    from at_smooth.analysis import as_csv
     from at_smooth.exceptions import RunError
     from at_smooth.recovery import at_a_glance, figures, table
     from at_smooth.run import Run
-    from at_smooth.tables import csv_text
 
     seen = at_a_glance([Run(path) for path in runs])
     if not seen:
@@ -30,4 +30,4 @@ def overfitting(runs: tuple[Path, ...], style: str) -> None:
     if style == "text":
         Console().print(table(seen).rich())
     else:
-        click.echo(csv_text(figures(seen)) if style == "csv" else table(seen).formatted(style))
+        click.echo(as_csv(figures(seen)).rstrip() if style == "csv" else table(seen).formatted(style))

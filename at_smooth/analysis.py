@@ -1,0 +1,131 @@
+"""Analyses at work: runs by their settings, and the figure and the numbers of an analysis as files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from at_smooth import registry
+from at_smooth.checkpoint import write_atomically
+from at_smooth.exceptions import InputError
+from at_smooth.grouping import labels, setting
+from at_smooth.interfaces import Analysis, Study
+from at_smooth.run import Run
+from at_smooth.style import as_png, as_svg
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Runs that differ in nothing but the seed.
+
+    Attributes:
+        label: What distinguishes the setting, as the tables word it.
+        runs: One a seed, in the order given.
+    """
+
+    label: str
+    runs: tuple[Run, ...]
+
+
+def settings_of(runs: Sequence[Run]) -> list[Setting]:
+    """Bring runs together that differ in nothing but the seed, in the order in which their settings first appear.
+
+    Raises:
+        InputError: There are none, or one is given twice.
+    """
+    if not runs:
+        raise InputError("there is nothing to analyse: give at least one run directory.")
+    places = [run.path.resolve() for run in runs]
+    twice = [str(run.path) for run, place in zip(runs, places, strict=True) if places.count(place) > 1]
+    if twice:
+        raise InputError(f"{twice[0]} is given twice; name each run once.")
+    recipes = {run.path: run.recipe.to_dict() for run in runs}
+    groups: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[setting(recipes[run.path])].append(run)
+    names = _shortened(labels([recipes[group[0].path] for group in groups.values()]))
+    return [Setting(name, tuple(group)) for name, group in zip(names, groups.values(), strict=True)]
+
+
+def analyze(
+    name: str, runs: Iterable[Run | Path | str], out: Path | str | None = None, options: Mapping[str, Any] | None = None
+) -> list[Path]:
+    """Draw an analysis of runs, and write the figure as PNG and SVG and each table behind it as CSV.
+
+    Nothing is written over, and nothing is written before the analysis is done.
+
+    Args:
+        name: The plugin, as in ``curves``.
+        runs: Run directories.
+        out: The folder for the files; None for ``analyses/`` in the run where there is one run, else in the working
+            directory, under a name that is free.
+        options: The plugin's, by name.
+
+    Returns:
+        The files: PNG, SVG, then the tables.
+
+    Raises:
+        InputError: The plugin, an option or a run does not fit, or a file is there already.
+    """
+    analysis: Analysis = registry.create("analyses", name, options)
+    known = [run if isinstance(run, Run) else Run(run) for run in runs]
+    stem = name.replace(":", ".")
+    if out is None:
+        folder = known[0].path / "analyses" if len(known) == 1 else Path("analyses")
+        stem = next(each for each in _numbered(stem) if not _taken(folder, each))
+    else:
+        folder = Path(out)
+        for taken in _taken(folder, stem):
+            raise InputError(f"{taken} exists already. Choose another --out, or remove it.")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is no folder. Choose another --out.")
+    study = analysis.study(known)
+    contents = _contents(stem, study)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, content in contents.items():
+            write_atomically(folder / file, content)
+    except OSError as error:
+        raise InputError(f"cannot write into {folder} ({error.strerror}). Choose another --out.") from None
+    return [folder / file for file in contents]
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table of a study as CSV, each number in full."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _contents(stem: str, study: Study) -> dict[str, bytes]:
+    names = {table: stem if len(study.tables) == 1 else f"{stem}-{table}" for table in study.tables}
+    return {
+        f"{stem}.png": as_png(study.figure),
+        f"{stem}.svg": as_svg(study.figure),
+        **{f"{names[table]}.csv": as_csv(rows).encode() for table, rows in study.tables.items()},
+    }
+
+
+def _taken(folder: Path, stem: str) -> list[Path]:
+    """What is there already of the files that an analysis may write."""
+    own = [folder / f"{stem}{ending}" for ending in (".png", ".svg", ".csv")]
+    return [path for path in own if path.exists()] or sorted(folder.glob(f"{stem}-[!0-9]*.csv"))
+
+
+def _numbered(stem: str) -> Iterable[str]:
+    return itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+
+
+def _shortened(labels: list[str]) -> list[str]:
+    """Labels whose numbers have three digits, where that leaves them different."""
+    short = [re.sub(r"\d+\.\d{4,}", lambda number: f"{float(number.group()):.3g}", label) for label in labels]
+    return short if len(set(short)) == len(set(labels)) else labels

@@ -1,0 +1,1 @@
+"""The analyses that ship with at-smooth: the paper's figures, and what else they call for."""
