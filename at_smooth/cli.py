@@ -19,6 +19,7 @@ from at_smooth.commands.audit import audit
 from at_smooth.commands.evaluate import evaluate
 from at_smooth.commands.export import export
 from at_smooth.commands.overfitting import overfitting
+from at_smooth.commands.report import report
 from at_smooth.commands.transfer import transfer
 from at_smooth.exceptions import AtSmoothError, InputError, Interrupted, OptionError
 
@@ -247,7 +248,7 @@ def reproduce(
         console.print("A rehearsal shows that every run works; its numbers mean nothing.", highlight=False)
 
 
-for command in (evaluate, transfer, audit, export, analyze, overfitting):
+for command in (evaluate, transfer, audit, export, analyze, overfitting, report):
     cli.add_command(command)
 
 

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from at_smooth.engine import Row
+from at_smooth.following import history_so_far
 from at_smooth.grouping import recorded
 from at_smooth.run import Run
 from at_smooth.settings import Settings
@@ -136,7 +137,7 @@ def decline_of(
 
 def decline_in(run: Run, weights: Weights) -> Decline | None:
     """What a run's history shows; None where it has no such weights, or no epoch is done."""
-    history = run.history if (run.path / "metrics.csv").is_file() else []
+    history = history_so_far(run)
     if not any(_is_number(row[f"{_PREFIX[weights]}{part}_ra"]) for row in history for part in ("val", "test")):
         return None
     best = None

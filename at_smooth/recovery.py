@@ -65,9 +65,10 @@ def at_a_glance(runs: Sequence[Run]) -> list[Seen]:
     A setting's baseline is the one that differs from it in regularizer and smoother alone, and has neither.
 
     Args:
-        runs: Finished or not; the figures of those that are not are as of their last epoch.
+        runs: Finished or not. An unfinished one counts where its setting has none that is finished, as of its last
+            epoch, and the label says so.
     """
-    groups = by_setting(runs)
+    groups = [_finished(label, group) for label, group in by_setting(runs)]
     baselines = {}
     for _, group in groups:
         recipe = recorded(group[0])
@@ -84,6 +85,11 @@ def at_a_glance(runs: Sequence[Run]) -> list[Seen]:
             recovered, regained = (None, None) if own or not baseline else _compared(found, baseline)
             seen.append(Seen(label, weights, list(found.values()), own, recovered, regained))
     return seen
+
+
+def _finished(label: str, group: list[Run]) -> tuple[str, list[Run]]:
+    finished = [run for run in group if run.finished]
+    return (label, finished) if finished else (f"{label}, not finished", group)
 
 
 def _compared(found: dict[Run, Decline], baseline: Sequence[Run]) -> tuple[float | None, Figure | None]:

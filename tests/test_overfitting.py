@@ -204,9 +204,13 @@ def test_the_table_says_it_in_words(made_up):
     runs = [made_up(falling(onset=onset, slope=0.25), seed=seed) for seed, onset in enumerate((60, 70))]
     runs += [made_up([70.0] * 100, smoother="swa"), made_up([60.0] * 5, smoother="ema")]
     rows = {row[0]: row for row in table(at_a_glance(runs)).rows}
-    assert rows["at (2 runs)"][4:7] == ["60\N{EN DASH}70 (25 + 35\N{EN DASH}45) (2 of 2)", "-2.50 ± 0.00", "baseline"]
-    assert rows["at + swa"][4:] == ["none", "-", "100 %", "+29.50"]
-    assert rows["at + ema"][4] == "too few epochs"
+    assert rows["at, not finished (2 runs)"][4:7] == [
+        "60\N{EN DASH}70 (25 + 35\N{EN DASH}45) (2 of 2)",
+        "-2.50 ± 0.00",
+        "baseline",
+    ]
+    assert rows["at + swa, not finished"][4:] == ["none", "-", "100 %", "+29.50"]
+    assert rows["at + ema, not finished"][4] == "too few epochs"
 
 
 def test_figures_are_run_by_run_and_in_full(made_up):
@@ -252,3 +256,10 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
     assert result.exit_code == 2
     assert "no run directory" in result.stderr
     assert json.dumps(str(tmp_path))[1:-1] in result.stderr
+
+
+def test_an_unfinished_seed_does_not_count_beside_a_finished_one(plain_run, stopped_run):
+    _, path = stopped_run(seed=1)
+    [seen] = at_a_glance([Run(path), plain_run])
+    assert seen.label == "at"
+    assert seen.declines == [decline_in(plain_run, "raw")]
