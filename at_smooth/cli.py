@@ -21,6 +21,7 @@ from at_smooth.commands.export import export
 from at_smooth.commands.overfitting import overfitting
 from at_smooth.commands.report import report
 from at_smooth.commands.transfer import transfer
+from at_smooth.commands.watch import watch
 from at_smooth.exceptions import AtSmoothError, InputError, Interrupted, OptionError
 
 # torch takes seconds to import, so each command imports what it needs.
@@ -248,7 +249,7 @@ def reproduce(
         console.print("A rehearsal shows that every run works; its numbers mean nothing.", highlight=False)
 
 
-for command in (evaluate, transfer, audit, export, analyze, overfitting, report):
+for command in (evaluate, transfer, audit, export, analyze, overfitting, report, watch):
     cli.add_command(command)
 
 
