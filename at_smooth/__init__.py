@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         OptionError,
         PluginError,
         RunError,
+        StorageError,
     )
     from at_smooth.experiment import load_data, load_model, train
     from at_smooth.interfaces import (
@@ -73,6 +74,7 @@ _HOME = {
         "OptionError",
         "PluginError",
         "RunError",
+        "StorageError",
     ),
     "experiment": ("load_data", "load_model", "train"),
     "interfaces": (
@@ -145,6 +147,7 @@ __all__ = [
     "Settings",
     "Size",
     "Step",
+    "StorageError",
     "Study",
     "Task",
     "Teachers",

@@ -18,6 +18,8 @@ from at_smooth.exceptions import DataError
 from at_smooth.interfaces import Batch, Images
 from at_smooth.runtime import generator
 
+_MOST_CLASSES = 100_000
+
 Split = Literal["stratified", "last", "permutation"]
 
 
@@ -232,6 +234,10 @@ def check(images: Tensor, labels: Tensor, num_classes: int, name: str) -> None:
         raise DataError(f"{name}: there are no images.")
     if num_classes < 2:
         raise DataError(f"{name}: there is one class, so nothing to tell apart. Give at least two.")
+    if num_classes > _MOST_CLASSES:
+        raise DataError(
+            f"{name}: labels up to {num_classes - 1} are too many classes. Number them from 0 without gaps."
+        )
     if labels.is_floating_point():
         raise DataError(f"{name}: labels are {labels.dtype}; give whole numbers from 0 to {num_classes - 1}.")
     outside = ((labels < 0) | (labels >= num_classes)).nonzero()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from at_smooth.attacks import PGD, Adversary, AttackSpec
 from at_smooth.batchnorm import refresh_batchnorm
 from at_smooth.data import Data, Part
+from at_smooth.divergence import Scene, all_finite, average_diverged
 from at_smooth.exceptions import DivergedError
 from at_smooth.interfaces import Batch, Method, Regularizer, Schedule, Step, Teachers, Terms, WeightSmoother, total
 from at_smooth.modes import kept_modes
@@ -34,6 +36,7 @@ COLUMNS = [
 
 _EVALUATION_BATCH = 512
 _LAST = 5  # the paper's Table A7 reports the mean of the last five epochs
+_RETRIES = 3  # times that a training goes back and lowers its learning rate, if it may
 
 
 @dataclass
@@ -43,6 +46,33 @@ class Best:
     score: float = -1.0
     row: Row = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Underway:
+    """The epoch in hand: what it takes to go on in the middle of it, and what its row is made of.
+
+    Attributes:
+        epoch: Which one, counted from 0.
+        lr: Its learning rate.
+        loss: Sum over its examples so far, a scalar.
+        correct: How many of them were classified correctly under attack, a scalar.
+        batches: How many are done.
+        stale: Its average moved, and the average's BatchNorm statistics have not been refreshed yet.
+        seconds: What it took before an interruption.
+    """
+
+    epoch: int
+    lr: float
+    loss: Tensor
+    correct: Tensor
+    batches: int = 0
+    stale: bool = False
+    seconds: float = 0.0
+
+    def figures(self, n: int) -> Row:
+        """``lr``, ``train_loss`` and ``train_acc`` (percent, on the attacked images) of an epoch of ``n`` examples."""
+        return {"lr": self.lr, "train_loss": self.loss.item() / n, "train_acc": 100 * self.correct.item() / n}
 
 
 class TrainingLoss(nn.Module):
@@ -77,7 +107,13 @@ class Observer:
         """Training begins, or continues after a resume."""
 
     def stepped(self, engine: Engine) -> None:
-        """One update is done."""
+        """One update is done; between two of them ``engine.state()`` is whole."""
+
+    def measured(self, engine: Engine) -> None:
+        """One batch of a measurement, or of the pass for BatchNorm statistics, is done; likewise."""
+
+    def diverged(self, engine: Engine, error: DivergedError) -> None:
+        """Something is not finite; training ends here, or goes back to the beginning of the epoch."""
 
     def epoch_ended(self, engine: Engine, row: Row, improved: list[str]) -> None:
         """One epoch is done and measured; ``improved`` names the weights (raw, smoothed) that are the best so far."""
@@ -129,24 +165,31 @@ class Engine:
         self.data = data.to(self.runtime.device)
         self.teachers = teachers or TrainedOnTheSpot(self)
 
-        self.epoch = 0
+        self.epoch = 0  # trained; those in the history are measured too
         self.step = 0
+        self.retries = 0
         self.last_loss = float("nan")
         self.history: list[Row] = []
+        self._underway: Underway | None = None
+        self._began = 0.0
+        self._way_back: dict[str, Any] | None = None
         self._remembered: dict[str, Any] = {}
+        self._observers: tuple[Observer, ...] = ()
         self.best = {"raw": Best(), "smoothed": Best()}
 
+        #: What has to stay finite: not a mask, say, that is made of infinities.
+        self._watched = {name: value for name, value in self.model.state_dict().items() if all_finite([value])}
         spec = method.attack(attack)
         self._adversary = Adversary(self.model, spec) if spec else None
         self._evaluation = PGD(threat=attack.threat, steps=self.settings.eval_steps, mode="eval")
         self._loss = TrainingLoss(self.model, method, self.regularizer, data.num_classes)
-        self._optimizer = torch.optim.SGD(
+        self.optimizer = torch.optim.SGD(
             [parameter for parameter in self.model.parameters() if parameter.requires_grad],
             self.settings.lr,
             momentum=self.settings.momentum,
             weight_decay=self.settings.weight_decay,
         )
-        self._lr = _lr_scheduler(self._optimizer, self.settings)
+        self.lr_schedule = _lr_scheduler(self.optimizer, self.settings)
         steps, decays = self.data.steps_per_epoch(self.settings.batch_size), self.settings.decays()
         self.schedule = Schedule(self.settings.epochs, steps, decays[0] if decays else None)
         self.smoother.attach(self.model, self.schedule)
@@ -158,48 +201,43 @@ class Engine:
             The rows of all epochs.
 
         Raises:
-            DivergedError: The loss is not finite.
+            DivergedError: The loss or a weight is not finite.
         """
-        self._check_logits()
-        self.regularizer.setup(self.teachers)
-        if self._remembered:
-            self.regularizer.restore(self._remembered)
-        if self.runtime.compile:
-            self.model.compile()
-        self._tell("started", observers)
-        while self.epoch < self.settings.epochs:
-            began = time.perf_counter()
-            figures = self.train_epoch(self.epoch, observers)
-            self.epoch += 1
-            row = self._measure(figures)
-            row["seconds"] = round(time.perf_counter() - began, 3)
-            self.history.append(row)
-            improved = [weights for weights in self.best if self._improves(weights, row)]
-            self._tell("epoch_ended", observers, row, improved)
-        self._tell("finished", observers)
+        self._observers = observers
+        self._prepare()
+        self._tell("started")
+        while len(self.history) < self.settings.epochs:
+            try:
+                if self.epoch == len(self.history):  # or else it was interrupted after its last step
+                    self.train_epoch(self.epoch)
+                self._end_epoch()
+            except DivergedError as error:
+                self._tell("diverged", error)
+                self._go_back(error)
+        self._tell("finished")
         return self.history
 
-    def train_epoch(self, epoch: int, observers: tuple[Observer, ...] = ()) -> Row:
-        """One pass over the training set (Eq. 1 by the loss, Eq. 2 by the smoother).
+    def train_epoch(self, epoch: int) -> Row:
+        """One pass over the training set (Eq. 1 by the loss, Eq. 2 by the smoother), or the rest of one.
 
         Returns:
             The epoch's ``lr``, ``train_loss`` and ``train_acc`` (percent, on the attacked images).
         """
-        lr = self._optimizer.param_groups[0]["lr"]
-        loss_sum = correct = torch.zeros((), device=self.runtime.device)
-        self.smoother.before_epoch(self.model, epoch)
-        for batch in self._train_batches(epoch):
+        underway = self._underway
+        if underway is None or underway.epoch != epoch:
+            underway = self._begin_epoch(epoch)
+        for batch in self._train_batches(epoch, underway.batches):
             perturbed = self._attack(batch)
             loss, logits = self._update(batch, perturbed)
             self.smoother.after_step(self.model, self.step - 1)
-            loss_sum = loss_sum + loss * len(batch.labels)
-            correct = correct + (logits.argmax(1) == batch.labels).sum()
-            self._tell("stepped", observers)
-        self._lr.step()
-        if self.smoother.after_epoch(self.model, epoch):
-            self._refresh_smoothed(epoch)
-        n = self.data.train.n
-        return {"lr": lr, "train_loss": loss_sum.item() / n, "train_acc": 100 * correct.item() / n}
+            underway.loss = underway.loss + loss * len(batch.labels)
+            underway.correct = underway.correct + (logits.argmax(1) == batch.labels).sum()
+            underway.batches += 1
+            self._tell("stepped")
+        self.lr_schedule.step()
+        underway.stale = self.smoother.after_epoch(self.model, epoch)
+        self.epoch += 1
+        return underway.figures(self.data.train.n)
 
     def accuracies(self, model: nn.Module, part: Part) -> tuple[float, float]:
         """SA and RA of a model, in percent, in eval mode, float32, on a stream of randomness of their own.
@@ -215,6 +253,7 @@ class Engine:
                 with torch.no_grad():
                     standard += int((model(batch.clean).argmax(1) == batch.labels).sum())
                     robust += int((model(perturbed).argmax(1) == batch.labels).sum())
+                self._tell("measured")
         return 100 * standard / part.n, 100 * robust / part.n
 
     def accuracies_of(self, weights: dict[str, Tensor], part: Part) -> tuple[float, float]:
@@ -228,14 +267,37 @@ class Engine:
         """What makes an epoch the best: validation RA; validation SA where nothing is attacked."""
         return "val_ra" if self._adversary else "val_sa"
 
+    @property
+    def between_epochs(self) -> bool:
+        """Whether the weights are those at the end of an epoch that is measured, or the initial ones."""
+        return self._underway is None
+
+    @property
+    def may_go_back(self) -> bool:
+        """Whether a divergence now sends training back to the beginning of its epoch."""
+        return self.settings.on_divergence == "retry" and self.retries < _RETRIES
+
+    def where(self) -> str:
+        """How far training has come, in words."""
+        if self.epoch > len(self.history):
+            return f"while epoch {self.epoch} was measured"
+        if self._underway and self._underway.batches:
+            steps = self.schedule.steps_per_epoch
+            return f"in epoch {self.epoch + 1}, after step {self._underway.batches} of {steps}"
+        return f"after epoch {self.epoch}"
+
     def state(self) -> dict[str, Any]:
-        """All that :meth:`restore` needs to continue exactly, between two epochs."""
+        """All that :meth:`restore` needs to continue exactly, be it between epochs, steps or measured batches."""
+        underway = self._underway and {**asdict(self._underway), "seconds": time.perf_counter() - self._began}
         return {
             "epoch": self.epoch,
             "step": self.step,
+            "retries": self.retries,
+            "underway": underway,
+            "way_back": self._way_back if underway else None,
             "model": self.model.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "lr": self._lr.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr": self.lr_schedule.state_dict(),
             "regularizer": self.regularizer.state(),
             "smoother": self.smoother.state(),
             "history": self.history,
@@ -249,14 +311,29 @@ class Engine:
             state: The state.
             best_weights: The weights of the best epochs so far, by ``"raw"`` and ``"smoothed"``.
         """
-        self.epoch, self.step, self.history = state["epoch"], state["step"], state["history"]
+        self.epoch, self.step, self.retries = state["epoch"], state["step"], state["retries"]
+        self.history = state["history"]
+        self._underway = Underway(**state["underway"]) if state["underway"] else None
+        if self._underway:
+            self._began = time.perf_counter() - self._underway.seconds
+            self._underway.loss = self._underway.loss.to(self.runtime.device)
+            self._underway.correct = self._underway.correct.to(self.runtime.device)
+        self._way_back = state["way_back"]
         self.model.load_state_dict(state["model"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._lr.load_state_dict(state["lr"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.lr_schedule.load_state_dict(state["lr"])
         self.smoother.restore(state["smoother"])
         self._remembered = state["regularizer"]  # for after its setup
         for name, best in state["best"].items():
             self.best[name] = Best(best["score"], best["row"], best_weights.get(name, {}))
+
+    def _prepare(self) -> None:
+        self._check_logits()
+        self.regularizer.setup(self.teachers)
+        if self._remembered:
+            self.regularizer.restore(self._remembered)
+        if self.runtime.compile:
+            self.model.compile()
 
     def _check_logits(self) -> None:
         """Refuse a model whose output is not one logit a class, before it costs anything."""
@@ -264,8 +341,42 @@ class Engine:
         with fenced_randomness(self.settings.seed, "check"):
             try_out(self.model, batch.clean, self.data.num_classes)
 
-    def _train_batches(self, epoch: int) -> Iterator[Batch]:
-        for batch in self.data.train_batches(epoch, self.settings.batch_size):
+    def _begin_epoch(self, epoch: int) -> Underway:
+        self._began = time.perf_counter()
+        self._underway = None
+        if self.settings.on_divergence == "retry":
+            self._way_back = copy.deepcopy(self.state())
+        zero = torch.zeros((), device=self.runtime.device)
+        self._underway = Underway(epoch, self.optimizer.param_groups[0]["lr"], zero, zero)
+        self.smoother.before_epoch(self.model, epoch)
+        return self._underway
+
+    def _end_epoch(self) -> None:
+        """Measure what was trained, and tell."""
+        underway = cast(Underway, self._underway)  # as train_epoch left it
+        if underway.stale:
+            self._refresh_smoothed(underway.epoch)
+            underway.stale = False
+        row = self._measure(underway.figures(self.data.train.n))
+        row["seconds"] = round(time.perf_counter() - self._began, 3)
+        self.history.append(row)
+        self._underway = None
+        improved = [weights for weights in self.best if self._improves(weights, row)]
+        self._tell("epoch_ended", row, improved)
+
+    def _go_back(self, error: DivergedError) -> None:
+        """Begin the epoch again with half the learning rate, if that is wanted and was not done too often."""
+        if self._way_back is None or not self.may_go_back:
+            raise error
+        self.restore(self._way_back, {name: best.weights for name, best in self.best.items()})
+        self.regularizer.restore(self._remembered)
+        self.retries += 1
+        for group in self.optimizer.param_groups:  # the schedule multiplies what is there
+            group["lr"] /= 2
+
+    def _train_batches(self, epoch: int, done: int) -> Iterator[Batch]:
+        batches = self.data.train_batches(epoch, self.settings.batch_size)
+        for batch in islice(batches, done, None):  # those that are done make their draws again
             seed_global(self.settings.seed, self.step, "step")
             yield batch
 
@@ -280,25 +391,39 @@ class Engine:
         with self.runtime.autocast():
             terms, logits = self._loss(batch, perturbed, progress)
             loss = total(terms)
-        self.last_loss = loss.item()
-        if not abs(self.last_loss) < float("inf"):
-            worth = ", ".join(f"{name} {value.item():g}" for name, value in terms.items())
-            raise DivergedError(
-                f"the loss is {self.last_loss} at epoch {self.epoch + 1}, step {self.step} ({worth}). "
-                f"A lower --lr usually mends this."
-            )
-        self._optimizer.zero_grad()
+        self.optimizer.zero_grad()
         torch.autograd.backward(loss)
-        self._optimizer.step()
+        self.last_loss = loss.item()
+        if not (abs(self.last_loss) < float("inf") and all_finite(self._gradients())):
+            raise self._divergence(batch, perturbed, logits, terms)
+        self.optimizer.step()
+        if not all_finite(self._watched.values()):
+            raise self._divergence(batch, perturbed, logits, terms)
         self.step += 1
         return loss.detach(), logits.detach()
+
+    def _gradients(self) -> list[Tensor]:
+        return [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+
+    def _divergence(self, batch: Batch, perturbed: Tensor, logits: Tensor, terms: Terms) -> DivergedError:
+        of_epoch = self.step % self.schedule.steps_per_epoch
+        lr = self.optimizer.param_groups[0]["lr"]
+        precision = self.runtime.precision
+        scene = Scene(self.model, self.epoch, of_epoch, lr, precision, batch, perturbed, logits, terms)
+        return scene.error()
 
     def _refresh_smoothed(self, epoch: int) -> None:
         smoothed = self.smoother.smoothed()
         if smoothed is not None:
-            batches = self.data.train_batches(epoch, self.settings.batch_size, "batchnorm")
             with fenced_randomness(self.settings.seed, "batchnorm"):  # dropout must not shift the training's stream
-                refresh_batchnorm(smoothed, (batch.clean for batch in batches), self.model)
+                refresh_batchnorm(smoothed, self._batchnorm_images(epoch), self.model)
+            if not all_finite(value for name, value in smoothed.state_dict().items() if name in self._watched):
+                raise average_diverged(smoothed, epoch)
+
+    def _batchnorm_images(self, epoch: int) -> Iterator[Tensor]:
+        for batch in self.data.train_batches(epoch, self.settings.batch_size, "batchnorm"):
+            yield batch.clean
+            self._tell("measured")
 
     def _measure(self, figures: Row) -> Row:
         row: Row = dict.fromkeys(COLUMNS)
@@ -323,8 +448,8 @@ class Engine:
         self.best[weights] = Best(score, row, kept)
         return True
 
-    def _tell(self, event: str, observers: tuple[Observer, ...], *news: object) -> None:
-        for observer in observers:
+    def _tell(self, event: str, *news: object) -> None:
+        for observer in self._observers:
             getattr(observer, event)(self, *news)
 
 

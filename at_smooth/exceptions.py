@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import signal
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -18,6 +18,13 @@ class AtSmoothError(Exception):
     """Base of the family."""
 
     exit_code = 1
+
+    #: Whether the message says what is left of a run that broke off.
+    complete = False
+
+    def add(self, sentence: str) -> None:
+        """Say more."""
+        self.args = (f"{self} {sentence}", *self.args[1:])
 
 
 class InputError(AtSmoothError):
@@ -50,10 +57,25 @@ class ExportError(InputError):
     """A model cannot be exported as it was asked for."""
 
 
+class StorageError(AtSmoothError):
+    """A file could not be written; what was there before stands."""
+
+    exit_code = 2
+
+
 class DivergedError(AtSmoothError):
-    """Training produced a loss that is not finite."""
+    """Training produced a loss or a weight that is not finite.
+
+    Args:
+        message: Where, what, and the likely cause.
+        dump: What diverged, as tensors and plain values.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, dump: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.dump = dump or {}
 
 
 class MaskedGradientsError(AtSmoothError):
@@ -63,11 +85,18 @@ class MaskedGradientsError(AtSmoothError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user or the system asked the run to stop; no ``except Exception`` takes it for a failure."""
+    """The user or the system asked to stop; no ``except Exception`` takes it for a failure.
 
-    def __init__(self, signal_number: int, message: str) -> None:
+    Args:
+        signal_number: Of SIGINT or SIGTERM.
+        message: Where it stopped.
+        saved: Whether a run was saved at that very moment.
+    """
+
+    def __init__(self, signal_number: int, message: str, saved: bool = False) -> None:
         super().__init__(message)
         self.signal_number = signal_number
+        self.saved = saved
 
     @property
     def exit_code(self) -> int:
@@ -91,7 +120,7 @@ def explain(error: ValidationError, subject: str) -> OptionError:
     for problem in error.errors():
         field = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            lines.append(f"{field}: there is no such option")
+            lines.append(f"{field or repr(field)}: there is no such option")
         elif problem["type"] == "value_error":
             lines.append(f"{field}: {problem['ctx']['error']}" if field else str(problem["ctx"]["error"]))
         else:

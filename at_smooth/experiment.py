@@ -10,15 +10,19 @@ from typing import Any, Literal, NamedTuple, get_args
 from torch import nn
 
 from at_smooth import checkpoint
+from at_smooth.checkpoint import remove_leftovers
 from at_smooth.data import Augmentation, Data
 from at_smooth.engine import Engine
-from at_smooth.exceptions import CheckpointError, InputError, RunError
-from at_smooth.interfaces import Dataset
+from at_smooth.exceptions import AtSmoothError, CheckpointError, DivergedError, InputError, StorageError
+from at_smooth.interfaces import Dataset, Teachers
+from at_smooth.lock import locked
 from at_smooth.network import build_network, network_from
 from at_smooth.progress import Progress, Silent
-from at_smooth.recipe import HARMLESS, Recipe
-from at_smooth.run import Recorder, Run, best_weights
-from at_smooth.runtime import Runtime, limited_threads
+from at_smooth.recipe import Recipe
+from at_smooth.resume import refuse_another, restore, saved
+from at_smooth.run import Recorder, Run, refuse_taken
+from at_smooth.runtime import Runtime, deterministic_algorithms, limited_threads
+from at_smooth.stopping import Stopper
 from at_smooth.teachers import Kinship, PlannedTeachers, SelfTeachers
 
 Weights = Literal["reported", "raw", "smoothed"]
@@ -26,42 +30,81 @@ Which = Literal["final", "best"]
 
 
 def train(
-    recipe: Recipe, out: Path | str | None = None, *, resume: bool = False, progress: Progress | None = None
+    recipe: Recipe,
+    out: Path | str | None = None,
+    *,
+    resume: bool = False,
+    override: bool = False,
+    progress: Progress | None = None,
 ) -> Run:
     """Train a recipe, its self-teachers first where it needs them.
+
+    From the first step on, SIGINT and SIGTERM end the training after the step in hand, saved.
 
     Args:
         recipe: What to train.
         out: The run directory, new or empty; None makes one under ``runs/``.
-        resume: Continue the run in ``out`` from its last finished epoch.
+        resume: Continue the run in ``out`` exactly where it was saved last.
+        override: Continue it on another device, by other versions and such.
         progress: Told how things go; None tells nobody.
 
     Returns:
         The finished run.
 
     Raises:
-        InputError: The recipe cannot be carried out, or ``out`` is taken.
-        DivergedError: The loss is not finite; the last good checkpoint stands.
+        InputError: The recipe cannot be carried out, or ``out`` is taken or in use.
+        DivergedError: The loss or a weight is not finite; the last good checkpoint stands.
+        StorageError: A file cannot be written; the last good checkpoint stands.
+        Interrupted: A signal came; the run is saved.
     """
     path = Path(out) if out is not None else free_path(recipe)
-    with limited_threads(recipe.threads):
-        return _train(recipe, path, resume, progress or Silent(), role="student")
+    with limited_threads(recipe.threads), deterministic_algorithms(recipe.deterministic):
+        return _train(recipe, path, resume, override, progress or Silent(), role="student")
 
 
-def _train(recipe: Recipe, path: Path, resume: bool, progress: Progress, role: str) -> Run:
+def _train(recipe: Recipe, path: Path, resume: bool, override: bool, progress: Progress, role: str) -> Run:
     runtime = Runtime.choose(recipe.device, recipe.precision, recipe.compile)
     data = prepare_data(recipe)
     kinship = Kinship(recipe, data.fingerprint(), data.shape, data.num_classes)
-    last = _last_state(path, recipe, kinship.fingerprint) if resume else None
-    if resume and Run(path).finished:
-        return Run(path)
-    if not resume:
+    if resume:
+        refuse_another(Run(path), saved(Run(path)), recipe, kinship.fingerprint, override)
+        if Run(path).finished:
+            return Run(path)
+    else:
+        refuse_taken(path)
         planned_teachers(recipe, kinship)
 
     def train_teacher(teacher: Recipe, into: Path, name: str) -> None:
-        _train(teacher, into, (into / "recipe.yaml").is_file(), progress, role=f"{name} teacher")
+        _train(teacher, into, (into / "recipe.yaml").is_file(), override, progress, role=f"{name} teacher")
 
-    engine = Engine(
+    engine = build_engine(
+        recipe, data, runtime, SelfTeachers(kinship, path / "teachers", runtime, train_teacher, progress.note)
+    )
+    with locked(path):
+        if resume:
+            remove_leftovers(path)
+        run = Run(path) if resume else Run.create(path, recipe)
+        if resume and run.checkpoint("last").is_file():
+            restore(engine, run, saved(run))
+        recorder = Recorder(run, recipe, kinship.fingerprint)
+        try:
+            with progress.phase(role, recipe, path) as observer, Stopper(recorder.save) as stopper:
+                engine.fit(recorder, stopper, observer)
+        except InputError:  # a teacher that does not fit, say: leave no run behind that nothing was trained in
+            if not resume and not any(path.rglob("*.pt")):
+                shutil.rmtree(path)
+            raise
+        except (DivergedError, StorageError) as error:
+            if not error.complete:  # a teacher's run has said it already
+                error.add(_what_stands(run, error))
+                error.complete = True
+            raise
+    return run
+
+
+def build_engine(recipe: Recipe, data: Data, runtime: Runtime, teachers: Teachers | None = None) -> Engine:
+    """A recipe's network and plugins in an engine, not yet trained."""
+    return Engine(
         build_network(recipe, data.shape, data.num_classes, data.pixel_statistics()),
         data,
         method=recipe.plugin("method"),
@@ -70,19 +113,19 @@ def _train(recipe: Recipe, path: Path, resume: bool, progress: Progress, role: s
         smoother=recipe.plugin("smoother"),
         settings=recipe,
         runtime=runtime,
-        teachers=SelfTeachers(kinship, path / "teachers", runtime, train_teacher, progress.note),
+        teachers=teachers,
     )
-    run = Run(path) if resume else Run.create(path, recipe)
-    if last:
-        engine.restore(last, best_weights(run))
+
+
+def _what_stands(run: Run, error: AtSmoothError) -> str:
+    """What is left when a run breaks off, in words."""
+    dump = f"What diverged is in {run.path / 'divergence.pt'}. " if isinstance(error, DivergedError) else ""
+    last = run.checkpoint("last")
     try:
-        with progress.phase(role, recipe, run.path) as observer:
-            engine.fit(Recorder(run, recipe, kinship.fingerprint), observer)
-    except InputError:  # a teacher that does not fit, say: leave no run behind that nothing was trained in
-        if not resume and not any(path.rglob("*.pt")):
-            shutil.rmtree(path)
-        raise
-    return run
+        epoch = saved(run)["state"]["epoch"]
+    except (CheckpointError, KeyError, TypeError):
+        return f"{dump}Nothing had been saved before."
+    return f"{dump}The last good checkpoint stands: {last}, epoch {epoch}."
 
 
 def planned_teachers(recipe: Recipe, kinship: Kinship | None = None) -> list[Recipe]:
@@ -123,20 +166,6 @@ def free_path(recipe: Recipe) -> Path:
     return next(path for path in map(Path("runs").joinpath, numbered) if not path.exists())
 
 
-def _last_state(path: Path, recipe: Recipe, fingerprint: str) -> dict[str, Any] | None:
-    run = Run(path)
-    changed = run.recipe.differences(recipe, ignoring=HARMLESS)
-    if changed:
-        raise RunError(f"{path} was begun with another recipe ({'; '.join(changed)}). Start a new run with --out.")
-    if not run.checkpoint("last").is_file():
-        return None  # stopped before its first epoch ended
-    content = checkpoint.load(run.checkpoint("last"))
-    if content["fingerprint"] != fingerprint:
-        raise RunError(f"the data of {path} changed since it was begun. Start a new run with --out.")
-    state: dict[str, Any] = content["state"]
-    return state
-
-
 def load_model(source: Path | str, *, weights: Weights = "reported", checkpoint: Which = "final") -> nn.Module:
     """A trained model in eval mode, on the CPU: images (N, C, H, W) in [0, 1] to logits (N, K).
 
@@ -165,7 +194,8 @@ class Stored(NamedTuple):
     @property
     def recipe(self) -> Recipe:
         """What they were trained with."""
-        return Recipe(**self.content["recipe"])
+        with checkpoint.fitting(self.path):
+            return Recipe(**self.content["recipe"])
 
     def network(self) -> nn.Module:
         """The network with these weights, in eval mode, on the CPU."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from at_smooth import registry
+from at_smooth.checkpoint import fitting
 from at_smooth.exceptions import CheckpointError, OptionError
 from at_smooth.modes import kept_modes
 from at_smooth.runtime import fenced_randomness
@@ -74,21 +77,29 @@ def build_network(
         statistics: Mean and standard deviation by channel.
     """
     with fenced_randomness(recipe.seed, "weights"):
-        network = registry.create("models", recipe.model, recipe.model_options).build(shape, num_classes)
+        architecture = registry.create("models", recipe.model, recipe.model_options)
+        try:
+            network = architecture.build(shape, num_classes)
+        except (MemoryError, OverflowError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not re.search("memory|alloc|overflow", str(error)):
+                raise
+            reason = str(error).splitlines()[0] if str(error) else "not enough memory"
+            raise OptionError(f"model {recipe.model}: too large with {recipe.model_options} ({reason}).") from None
     return nn.Sequential(OrderedDict(normalize=Normalize(*statistics), network=network))
 
 
-def network_from(checkpoint: dict[str, Any], recipe: Recipe, weights: dict[str, Tensor], source: object) -> nn.Module:
+def network_from(checkpoint: dict[str, Any], recipe: Recipe, weights: dict[str, Tensor], source: Path) -> nn.Module:
     """The network of a checkpoint, with the given weights, in eval mode.
 
     Raises:
         CheckpointError: The weights do not fit the architecture that the checkpoint names.
     """
-    channels = checkpoint["shape"][0]
-    blank = ([0.0] * channels, [1.0] * channels)  # the true statistics are buffers among the weights
-    network = build_network(recipe, tuple(checkpoint["shape"]), checkpoint["num_classes"], blank)
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(f"{source} does not fit the model '{recipe.model}': {error}") from None
+    with fitting(source):
+        channels, height, width = checkpoint["shape"]
+        blank = ([0.0] * channels, [1.0] * channels)  # the true statistics are buffers among the weights
+        network = build_network(recipe, (channels, height, width), checkpoint["num_classes"], blank)
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError as error:
+            raise CheckpointError(f"{source} does not fit the model '{recipe.model}': {error}") from None
     return network.eval()

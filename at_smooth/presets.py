@@ -129,10 +129,21 @@ def resolve(preset: Fields, changes: Mapping[str, Any]) -> Fields:
             raise InputError(f"recipe: {part} should hold one line for each choice, not {preset[part]!r}.")
     fields = {field: value for field, value in preset.items() if field not in _META}
     dataset = changes.get("dataset", fields.get("dataset"))
-    fields = merge(merge(fields, preset.get("for_dataset", {}).get(dataset, {})), changes)
+    fields = merge(merge(fields, _chosen(preset.get("for_dataset", {}), dataset, "for_dataset")), changes)
     for field, by_name in preset.get("plugin_defaults", {}).items():
-        defaults = by_name.get(fields.get(field), {})
-        fields[f"{field}_options"] = {**defaults, **fields.get(f"{field}_options", {})}
+        defaults = _chosen(by_name, fields.get(field), f"plugin_defaults: {field}")
+        own = fields.get(f"{field}_options", {})
+        fields[f"{field}_options"] = {**defaults, **own} if isinstance(own, dict) else own
+    return fields
+
+
+def _chosen(by_name: Any, name: Any, subject: str) -> Fields:
+    """The fields that belong to one name."""
+    if name is not None and not isinstance(name, str):
+        return {}  # the recipe will say what is wrong with it
+    fields = by_name.get(name, {}) if isinstance(by_name, dict) else by_name
+    if not isinstance(fields, dict):
+        raise InputError(f"recipe: {subject} should hold one line for each choice, not {fields!r}.")
     return fields
 
 

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bars
 
 from at_smooth.engine import Engine, Observer, Row
+from at_smooth.exceptions import DivergedError
 from at_smooth.recipe import Recipe
 
 
@@ -78,14 +79,18 @@ class Terminal:
 class _Bar(Observer):
     def __init__(self, bars: Bars, role: str) -> None:
         self._bars = bars
+        self._role = role
         self._task = bars.add_task(role, total=None, figures="")
 
     def started(self, engine: Engine) -> None:
         self._bars.start()
-        self._bars.update(self._task, total=engine.settings.epochs, completed=engine.epoch)
+        self._bars.update(self._task, total=engine.settings.epochs, completed=len(engine.history))
 
     def epoch_ended(self, engine: Engine, row: Row, improved: list[str]) -> None:
         self._bars.update(self._task, completed=engine.epoch, figures=figures(engine, row))
+
+    def diverged(self, engine: Engine, error: DivergedError) -> None:
+        _tell_of_retry(self._bars.console, self._role, engine, error)
 
 
 class _Lines(Observer):
@@ -96,7 +101,10 @@ class _Lines(Observer):
         self._first = 0
 
     def started(self, engine: Engine) -> None:
-        self._began, self._first = time.perf_counter(), engine.epoch
+        self._began, self._first = time.perf_counter(), len(engine.history)
+
+    def diverged(self, engine: Engine, error: DivergedError) -> None:
+        _tell_of_retry(self._console, self._role, engine, error)
 
     def epoch_ended(self, engine: Engine, row: Row, improved: list[str]) -> None:
         tenth = max(1, engine.settings.epochs // 10)
@@ -108,6 +116,12 @@ class _Lines(Observer):
             f"{self._role}: epoch {engine.epoch}/{engine.settings.epochs}  {figures(engine, row)}  left {left:.0f} s",
             highlight=False,
         )
+
+
+def _tell_of_retry(console: Console, role: str, engine: Engine, error: DivergedError) -> None:
+    if engine.may_go_back:
+        what = f"{role}: {error} Back to the beginning of the epoch, with half the learning rate."
+        console.print(what, highlight=False, markup=False, soft_wrap=True)
 
 
 def figures(engine: Engine, row: Row) -> str:

@@ -26,11 +26,11 @@ PLUGIN_FIELDS = {
     "smoother": "smoothers",
 }
 
-#: Fields that say on what a run is carried out, which may change when it is continued.
-HARMLESS = ("data_dir", "device", "threads", "compile")
+#: Fields that shape neither the weights nor which epoch is the best.
+CIRCUMSTANCES = ("data_dir", "device", "threads", "compile", "keep_checkpoints", "test_every")
 
-#: Fields that shape neither the weights nor which epoch is the best: those, and how often the test set is looked at.
-CIRCUMSTANCES = (*HARMLESS, "test_every")
+#: Fields that may change when a run is continued, if the user says so: what was trained stays what it is.
+HARMLESS = ("data_dir", "device", "threads", "compile", "deterministic", "keep_checkpoints", "on_divergence")
 
 Options = dict[str, Any]
 
@@ -68,8 +68,13 @@ class Recipe(Settings):
     split_seed: int | None = Field(default=None, ge=0, lt=2**32, description="decides the split; default: the seed")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="arithmetic of training")
-    threads: int | None = Field(default=None, ge=1, description="CPU threads; default: torch's, one a core")
+    threads: int | None = Field(default=None, ge=1, le=1024, description="CPU threads; default: torch's, one a core")
     compile: bool = Field(default=False, description="compile the model; pays for large networks")
+    deterministic: bool = Field(
+        default=False,
+        description="let a GPU use only algorithms that give the same bits every time, which is slower; a CPU does so "
+        "anyhow",
+    )
 
     def __init__(self, **fields: Any) -> None:
         try:
@@ -80,7 +85,7 @@ class Recipe(Settings):
     @field_validator("data_dir")
     @classmethod
     def _absolute(cls, data_dir: Path | None) -> Path | None:
-        return data_dir.expanduser().absolute() if data_dir else None  # a recipe works from any folder
+        return absolute(data_dir) if data_dir else None  # a recipe works from any folder
 
     @field_validator("eps")
     @classmethod
@@ -116,11 +121,11 @@ class Recipe(Settings):
         """The same recipe with some fields changed; a plugin newly named starts from its own defaults."""
         return Recipe(**merge(self.model_dump(), changes))
 
-    def differences(self, other: Recipe, ignoring: Collection[str]) -> list[str]:
-        """In words, the fields in which another recipe differs."""
+    def differences(self, other: Recipe, ignoring: Collection[str] = ()) -> dict[str, str]:
+        """The fields in which another recipe differs, each with its values in words."""
         before, now = self.to_dict(), other.to_dict()
         changed = [field for field in now if before[field] != now[field] and field not in ignoring]
-        return [f"{field} was {before[field]}, is now {now[field]}" for field in changed]
+        return {field: f"{field} was {before[field]}, is now {now[field]}" for field in changed}
 
     def to_dict(self) -> dict[str, Any]:
         """Every field in plain types, what is trained before how."""
@@ -162,6 +167,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise InputError(f"{path} is no recipe: it should hold 'field: value' lines.")
     return content
+
+
+def absolute(path: Path) -> Path:
+    """A path that means the same from any folder.
+
+    Raises:
+        ValueError: It begins with ``~`` and the name of nobody.
+    """
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:
+        raise ValueError(f"{path}: there is no such user") from None
 
 
 #: Options that every plugin of a field has, which outlive a change of plugin.

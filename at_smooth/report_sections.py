@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -101,10 +100,7 @@ def environments(runs: Sequence[Run]) -> tuple[Table | None, Table]:
     """In what the environments differ, and in what they do not."""
     columns = {}
     for label, group in by_setting(runs):
-        facts = [_flat(_environment(run)) for run in group]
-        columns[label] = _joined([
-            {name: value for name, value in each.items() if name not in _ELSEWHERE} for each in facts
-        ])  # fmt: skip
+        columns[label] = _joined([_flat(_surroundings(run)) for run in group])
     return _compared("environments", "what", columns)
 
 
@@ -112,7 +108,7 @@ def commands(run: Run) -> tuple[str, str | None]:
     """The command that repeats a run, and the one that began it, where that is known; both for a shell."""
     again = run.path.with_name(f"{run.path.resolve().name}-again")
     repeat = shlex.join(["at-smooth", "train", "--recipe", str(run.path / "recipe.yaml"), "--out", str(again)])
-    command = _environment(run).get("command")
+    command = run.environment.get("command")
     if not isinstance(command, list) or not command:
         return repeat, None
     program, *arguments = map(str, command)
@@ -152,12 +148,11 @@ def _subject(content: Mapping[str, Any]) -> tuple[str, str, str, str]:
     return Path(content["checkpoint"]).stem, content["weights"], threat, f"{content['part']} of {content['dataset']}"
 
 
-def _environment(run: Run) -> dict[str, Any]:
-    try:
-        content = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+def _surroundings(run: Run) -> dict[str, Any]:
+    """A run's environment, without what is said elsewhere; of the times it was resumed only their number."""
+    facts = {name: value for name, value in run.environment.items() if name not in _ELSEWHERE}
+    resumed = facts.pop("resumed", [])
+    return {**facts, **({"resumed": f"{len(resumed)} times"} if resumed else {})}
 
 
 def _flat(content: Mapping[str, Any]) -> dict[str, str]:

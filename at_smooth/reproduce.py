@@ -44,7 +44,7 @@ class Planned:
         run = Run(self.path)
         changed = run.recipe.differences(self.recipe, ignoring=CIRCUMSTANCES)
         if changed:
-            raise RunError(f"{self.path} holds another run ({'; '.join(changed)}). Choose another --out.")
+            raise RunError(f"{self.path} holds another run ({'; '.join(changed.values())}). Choose another --out.")
         return run
 
 
@@ -69,7 +69,7 @@ def plan(
     return planned
 
 
-def carry_out(planned: list[Planned], progress: Progress) -> None:
+def carry_out(planned: list[Planned], progress: Progress, override: bool = False) -> None:
     """Train what is missing, carry on with what was interrupted, skip what is done."""
     for number, item in enumerate(planned, start=1):
         head = f"[{number}/{len(planned)}] {item.row.name}"
@@ -78,7 +78,7 @@ def carry_out(planned: list[Planned], progress: Progress) -> None:
             continue
         begun = (item.path / "recipe.yaml").is_file()
         progress.note(f"{head}: {'continued' if begun else 'begins'}")
-        train(item.recipe, item.path, resume=begun, progress=progress)
+        train(item.recipe, item.path, resume=begun, override=begun and override, progress=progress)
 
 
 def own_figures(run: Run, last5: bool) -> list[float | None]:

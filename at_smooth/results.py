@@ -14,7 +14,7 @@ from rich.table import Table
 
 from at_smooth._version import __version__
 from at_smooth.checkpoint import write_atomically
-from at_smooth.exceptions import InputError
+from at_smooth.exceptions import InputError, StorageError
 from at_smooth.subject import Subject
 from at_smooth.threat import Threat
 
@@ -61,7 +61,7 @@ def keep_in_run(run: Path, kind: str, content: Mapping[str, Any]) -> Path | None
         (run / "evaluations").mkdir(exist_ok=True)
         path = next(path for path in _names(run / "evaluations", f"{kind}-{moment}") if not path.exists())
         write_json(path, content)
-    except OSError:
+    except (OSError, StorageError):
         return None
     return path
 

@@ -9,23 +9,31 @@ import os
 import platform
 import statistics
 import sys
+import time
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from at_smooth import checkpoint
 from at_smooth._version import __version__
 from at_smooth.engine import COLUMNS, Engine, Observer, Row
-from at_smooth.exceptions import RunError
-from at_smooth.recipe import Recipe
+from at_smooth.exceptions import DivergedError, RunError
+from at_smooth.lock import NAME as LOCK
+from at_smooth.recipe import PLUGIN_FIELDS, Recipe
+from at_smooth.versions import installed, versions
 
 Summary = dict[str, Any]
 
-_BEST = {"raw": "best", "smoothed": "best_smoothed"}
+#: Where the best weights of each kind are.
+BEST = {"raw": "best", "smoothed": "best_smoothed"}
+_FIGURES = {
+    "best": ("epoch", "val_ra", "test_ra", "test_sa"),
+    "final": ("epoch", "test_ra", "test_sa", "last5_ra_mean", "last5_ra_sd"),
+    "diff": ("ra", "sa"),
+}
+_SAVE_EVERY = 15 * 60  # seconds of a long epoch that a kill may cost
 _PREFIX = {"raw": "", "smoothed": "smoothed_"}
 
 
@@ -53,10 +61,9 @@ class Run:
         """
         refuse_taken(path)
         try:
-            (path / "checkpoints").mkdir(parents=True)
+            path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"cannot create {path}: {error.strerror}. Choose another --out.") from None
-        checkpoint.write_atomically(path / "environment.json", _json(environment(recipe)))
         checkpoint.write_atomically(path / "recipe.yaml", recipe.to_yaml().encode())
         return cls(path)
 
@@ -83,9 +90,18 @@ class Run:
             content: Summary = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise RunError(f"{self.path / 'summary.json'} cannot be read ({error}).") from None
-        if not isinstance(content, dict) or not {"raw", "smoothed", "reported", "recipe"} <= set(content):
+        if not _is_summary(content):
             raise RunError(f"{self.path / 'summary.json'} is no summary of a run.")
         return content
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """The content of ``environment.json``; empty where it is missing or damaged, since nothing depends on it."""
+        try:
+            content = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
 
     @property
     def history(self) -> list[Row]:
@@ -108,9 +124,16 @@ class Run:
         """The path of one of ``last``, ``best``, ``best_smoothed``, ``final``."""
         return self.path / "checkpoints" / f"{name}.pt"
 
+    def snapshot(self, epoch: int) -> Path:
+        """The path of the snapshot after an epoch, counted from 1."""
+        return self.checkpoint(f"epoch-{epoch:04d}")
+
 
 class Recorder(Observer):
     """Writes a run directory while training goes on.
+
+    Every file is replaced whole, and in an order in which a kill between two of them loses nothing: ``last.pt`` first,
+    which is enough to write the others again.
 
     Args:
         run: Where.
@@ -121,20 +144,40 @@ class Recorder(Observer):
     def __init__(self, run: Run, recipe: Recipe, fingerprint: str) -> None:
         self._run = run
         self._recipe = recipe
-        self._identity: dict[str, Any] = {"recipe": recipe.to_dict(), "fingerprint": fingerprint}
+        self._saved_at = time.monotonic()
+        self._identity: dict[str, Any] = {
+            "recipe": recipe.to_dict(),
+            "fingerprint": fingerprint,
+            "versions": versions(recipe),
+        }
 
     def started(self, engine: Engine) -> None:
-        """Write the metrics so far; what a killed run had measured after its last checkpoint is measured again."""
+        """Note on what it runs; write again what a killed run may not have come to write."""
         self._identity.update(shape=list(engine.data.shape), num_classes=engine.data.num_classes)
-        checkpoint.write_atomically(self._run.path / "metrics.csv", _csv(COLUMNS, engine.history).encode())
+        self._write("environment.json", _json(self._environment()))
+        self._after_last(engine, [name for name, best in engine.best.items() if best.row.get("epoch") == engine.epoch])
+
+    def stepped(self, engine: Engine) -> None:
+        """In a long epoch, save now and then."""
+        if time.monotonic() - self._saved_at > _SAVE_EVERY:
+            self.save(engine)
 
     def epoch_ended(self, engine: Engine, row: Row, improved: list[str]) -> None:
-        """Save the best weights, then the state to resume from, then the row."""
-        for weights in improved:
-            self._save(_BEST[weights], {weights: engine.best[weights].weights, "row": row})
-        self._save("last", {"state": engine.state()})
-        with (self._run.path / "metrics.csv").open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
+        """Save a snapshot if one is due, the state to resume from, the best weights, the rows."""
+        every = engine.settings.keep_checkpoints
+        if every and engine.epoch % every == 0:
+            self._save(self._run.snapshot(engine.epoch), {"raw": engine.model.state_dict(), "row": row})
+        self.save(engine)
+        self._after_last(engine, improved)
+
+    def save(self, engine: Engine) -> None:
+        """Save the state to resume from."""
+        self._save(self._run.checkpoint("last"), {"state": engine.state()})
+        self._saved_at = time.monotonic()
+
+    def diverged(self, engine: Engine, error: DivergedError) -> None:
+        """Keep what diverged."""
+        self._save(self._run.path / "divergence.pt", {"message": str(error), **error.dump})
 
     def finished(self, engine: Engine) -> None:
         """Write the final weights, the summary and the curves."""
@@ -142,7 +185,7 @@ class Recorder(Observer):
 
         smoothed = engine.smoother.smoothed()
         self._save(
-            "final",
+            self._run.checkpoint("final"),
             {
                 "raw": engine.model.state_dict(),
                 "smoothed": smoothed.state_dict() if smoothed else None,
@@ -150,12 +193,27 @@ class Recorder(Observer):
             },
         )
         draw_curves(engine.history, engine.settings.decays(), self._run.path / "curves.png")
-        summary = summarize(engine.history, _best_rows(engine), self._recipe)
-        summary["examples"] = {"val": engine.data.val.n, "test": engine.data.test.n}
-        checkpoint.write_atomically(self._run.path / "summary.json", _json(summary))
+        examples = {"val": engine.data.val.n, "test": engine.data.test.n}
+        summary = {**summarize(engine.history, _best_rows(engine), self._recipe), "examples": examples}
+        self._write("summary.json", _json(summary))
 
-    def _save(self, name: str, content: dict[str, Any]) -> None:
-        checkpoint.save(self._run.checkpoint(name), {**self._identity, **content})
+    def _after_last(self, engine: Engine, improved: list[str]) -> None:
+        for weights in improved if engine.between_epochs else []:
+            best = engine.best[weights]
+            self._save(self._run.checkpoint(BEST[weights]), {weights: best.weights, "row": best.row})
+        self._write("metrics.csv", _csv(COLUMNS, engine.history).encode())
+
+    def _environment(self) -> dict[str, Any]:
+        now, before = environment(self._recipe), self._run.environment
+        return {**before, "resumed": [*before.get("resumed", []), now]} if before else now
+
+    def _save(self, path: Path, content: dict[str, Any]) -> None:
+        with checkpoint.storing(path.parent):
+            path.parent.mkdir(exist_ok=True)
+        checkpoint.save(path, {**self._identity, **content})
+
+    def _write(self, name: str, content: bytes) -> None:
+        checkpoint.write_atomically(self._run.path / name, content)
 
 
 def _best_rows(engine: Engine) -> dict[str, Row]:
@@ -179,8 +237,13 @@ def refuse_taken(path: Path) -> None:
     """
     if (path / "recipe.yaml").exists():
         raise RunError(f"{path} already holds a run. Continue it with --resume, or choose another --out.")
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or any(not _ours(each) for each in path.iterdir())):
         raise RunError(f"{path} exists and is not an empty folder. Choose another --out.")
+
+
+def _ours(path: Path) -> bool:
+    """Whether a file is what a run that was killed at its very beginning leaves behind."""
+    return path.name == LOCK or path.match(".recipe.yaml.[0-9]*.part")
 
 
 def summarize(history: list[Row], best: dict[str, Row], recipe: Recipe) -> Summary:
@@ -226,20 +289,30 @@ def _block(history: list[Row], best: Row, prefix: str) -> dict[str, Any]:
     }
 
 
+def _is_summary(content: Any) -> bool:
+    """Whether a file's content is what :func:`summarize` makes."""
+    try:
+        recipe, blocks = content["recipe"], [content["raw"], *([content["smoothed"]] if content["smoothed"] else [])]
+        figures = [block[part][name] for block in blocks for part, names in _FIGURES.items() for name in names]
+        chosen = {field: isinstance(recipe[f"{field}_options"], dict) for field in (*PLUGIN_FIELDS, "attack")}
+        return (
+            all(figure is None or isinstance(figure, int | float) for figure in figures)
+            and all(chosen[field] and isinstance(recipe[field], str) for field in chosen)
+            and bool(content[content["reported"]])
+        )
+    except (KeyError, TypeError, IndexError):
+        return False
+
+
 def environment(recipe: Recipe) -> dict[str, Any]:
     """Versions, device, seed and command: what repeating a run needs to know beside the recipe."""
     packages = ("torch", "torchvision", "torchattacks", "numpy", "pydantic", "scikit-learn")
-    versions: dict[str, str | None] = {}
-    for package in packages:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
     return {
         "at-smooth": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": versions,
+        "versions": versions(recipe),
+        "packages": {package: installed(package) for package in packages},
         "device": recipe.device,
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
@@ -247,15 +320,6 @@ def environment(recipe: Recipe) -> dict[str, Any]:
         "seed": recipe.seed,
         "command": sys.argv,
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
-def best_weights(run: Run) -> dict[str, dict[str, Tensor]]:
-    """The weights of the best epochs that a run has saved, by ``"raw"`` and ``"smoothed"``."""
-    return {
-        weights: checkpoint.load(run.checkpoint(name))[weights]
-        for weights, name in _BEST.items()
-        if run.checkpoint(name).is_file()
     }
 
 

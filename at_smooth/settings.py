@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -22,12 +22,26 @@ class Settings(BaseModel):
         default=(0.25, 0.75),
         description="where it drops to a tenth: shares of the training below 1, or epochs from 1 up",
     )
+    on_divergence: Literal["stop", "retry"] = Field(
+        default="stop",
+        description="what to do where something is not finite: stop, or begin the epoch again with half the learning "
+        "rate, three times at most",
+    )
     seed: int = Field(default=0, ge=0, lt=2**32, description="decides split, order, initial weights and noise")
     eval_steps: int = Field(default=20, ge=0, description="steps of the PGD attack that measures RA")
     validate_every: int = Field(default=1, ge=1, description="epochs between measurements on the validation set")
     test_every: int = Field(
         default=1, ge=0, description="epochs between measurements on the test set (the last five always); 0 for never"
     )
+
+    keep_checkpoints: int = Field(
+        default=0, ge=0, description="epochs between snapshots of the raw weights that are kept; 0 for none"
+    )
+
+    @field_validator("keep_checkpoints", mode="before")
+    @classmethod
+    def _every(cls, value: Any) -> Any:
+        return value.removeprefix("every=") if isinstance(value, str) else value  # as the command line has it
 
     @field_validator("milestones")
     @classmethod

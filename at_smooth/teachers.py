@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from at_smooth import checkpoint, registry
 from at_smooth._version import __version__
 from at_smooth.attacks import AttackSpec
-from at_smooth.exceptions import CheckpointError
+from at_smooth.exceptions import CheckpointError, StorageError
 from at_smooth.network import network_from
-from at_smooth.recipe import CIRCUMSTANCES, PLUGIN_FIELDS, Recipe
+from at_smooth.recipe import CIRCUMSTANCES, Recipe
 from at_smooth.runtime import Runtime
+from at_smooth.versions import plugin_versions
 
 if TYPE_CHECKING:
     from at_smooth.engine import Engine
@@ -71,10 +72,11 @@ class TrainedOnTheSpot:
             )
             teacher.fit()
             weights = teacher.best["raw"].weights
-        try:
-            model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise CheckpointError(f"the teacher {path} does not fit the student: {error}") from None
+        with checkpoint.fitting(path or Path("the teacher")):
+            try:
+                model.load_state_dict(weights)
+            except RuntimeError as error:
+                raise CheckpointError(f"the teacher {path} does not fit the student: {error}") from None
         return frozen(student.runtime.place(model))
 
 
@@ -100,6 +102,13 @@ class Kinship:
         Raises:
             CheckpointError: It is of another architecture, another data set or another split.
         """
+        with checkpoint.fitting(source):
+            reasons = self._reasons(content)
+        if reasons:
+            raise CheckpointError(f"the teacher {source} does not fit the student: {'; '.join(reasons)}.")
+        _weights(content, source)
+
+    def _reasons(self, content: dict[str, Any]) -> list[str]:
         recipe, ours = content.get("recipe", {}), self.recipe.to_dict()
         reasons = [
             f"its {field.replace('_', ' ')} is {recipe.get(field)}, the student's is {ours[field]}"
@@ -117,9 +126,7 @@ class Kinship:
                 f"it was trained on other data or another split (data set {recipe.get('dataset')}, "
                 f"seed {recipe.get('seed')}; the student's: {ours['dataset']}, seed {ours['seed']})"
             )
-        if reasons:
-            raise CheckpointError(f"the teacher {source} does not fit the student: {'; '.join(reasons)}.")
-        _weights(content, source)
+        return reasons
 
 
 class PlannedTeachers:
@@ -191,25 +198,29 @@ class SelfTeachers:
             self._kinship.refuse_stranger(content, source)
             _link(source, own)
             self._note(f"teacher '{name}': {source}")
-        elif path is None and not (self._folder / name / "summary.json").is_file():
+        elif path is None:
             self._find_or_train(name, teacher_recipe(self._kinship.recipe, method, **changes))
         content = checkpoint.load(own)
         self._kinship.refuse_stranger(content, own)
-        recipe = Recipe(**content["recipe"])
+        with checkpoint.fitting(own):
+            recipe = Recipe(**content["recipe"])
         return frozen(self._runtime.place(network_from(content, recipe, _weights(content, own), own)))
 
     def _find_or_train(self, name: str, recipe: Recipe) -> None:
         own = self._folder / name
         cached = cache_directory() / "teachers" / teacher_key(recipe, self._kinship.fingerprint)
-        begun = (own / "recipe.yaml").is_file()
+        begun, done = (own / "recipe.yaml").is_file(), (own / "summary.json").is_file()
         if not begun and self._usable(cached):
             _copy_run(cached, own)
             self._note(f"self-teacher '{name}': reused from the cache ({cached})")
             return
-        self._note(f"self-teacher '{name}': {'continued' if begun else 'trained first, then cached'}")
-        self._train(recipe, own, name)
-        _publish(own, cached)
-        (own / "checkpoints" / "last.pt").unlink(missing_ok=True)  # nothing to resume; the optimiser's state is large
+        if not done:
+            self._note(f"self-teacher '{name}': {'continued' if begun else 'trained first, then cached'}")
+            self._train(recipe, own, name)
+        last = own / "checkpoints" / "last.pt"
+        if last.is_file():
+            _publish(own, cached)
+            last.unlink()  # nothing to resume; the optimiser's state is large
 
     def _usable(self, cached: Path) -> bool:
         if not (cached / "summary.json").is_file():
@@ -227,15 +238,13 @@ class SelfTeachers:
 def teacher_recipe(recipe: Recipe, method: str, **changes: Any) -> Recipe:
     """The student's recipe with another method, no smoothing and no look at the test set."""
     neutral = {field: Recipe.model_fields[field].default for field in ("regularizer", "smoother")}
-    return recipe.replacing(**neutral, method=method, test_every=0, **changes)
+    return recipe.replacing(**neutral, method=method, test_every=0, keep_checkpoints=0, **changes)
 
 
 def teacher_key(recipe: Recipe, fingerprint: str) -> str:
     """A name made of everything that shapes a teacher: its recipe, the data and split, the plugins' versions."""
     shaping = {field: value for field, value in recipe.to_dict().items() if field not in CIRCUMSTANCES}
-    plugins = [registry.find(kind, getattr(recipe, field)) for field, kind in PLUGIN_FIELDS.items()]
-    versions = [[entry.name, entry.distribution, entry.version] for entry in plugins]
-    everything = json.dumps([shaping, fingerprint, versions, __version__], sort_keys=True)
+    everything = json.dumps([shaping, fingerprint, plugin_versions(recipe), __version__], sort_keys=True)
     digest = hashlib.sha256(everything.encode()).hexdigest()[:16]
     return f"{recipe.dataset}-{recipe.model}-{recipe.method}-{digest}".replace(":", "_").replace("/", "_")
 
@@ -283,7 +292,7 @@ def _publish(own: Path, cached: Path) -> None:
     try:
         _copy_run(own, aside)
         os.rename(aside, cached)
-    except OSError:
+    except (OSError, StorageError):
         pass  # someone was quicker, or the cache cannot be written; this run has its own copy
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -300,11 +309,14 @@ def _link(source: Path, target: Path) -> None:
     """A hard link, or a copy where the file system has none; files of runs are replaced, never changed in place."""
     if target.exists() and target.samefile(source):
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    aside.unlink(missing_ok=True)
-    try:
-        os.link(source, aside)
-    except OSError:
-        shutil.copy2(source, aside)
-    os.replace(aside, target)
+    with checkpoint.storing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside.unlink(missing_ok=True)
+        try:
+            os.link(source, aside)
+        except OSError:
+            with source.open("rb") as file, checkpoint.replacing(target) as own:
+                shutil.copyfileobj(file, own)
+        else:
+            os.replace(aside, target)

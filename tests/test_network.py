@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from at_smooth import CheckpointError
+from at_smooth import CheckpointError, OptionError
 from at_smooth.network import Normalize, build_network, network_from
 
 STATISTICS = ([0.5], [0.25])
@@ -38,3 +38,8 @@ def test_weights_that_do_not_fit_are_refused(tiny):
     content = {"shape": [1, 8, 8], "num_classes": 7}
     with pytest.raises(CheckpointError, match="here does not fit the model 'mlp'"):
         network_from(content, tiny(), network.state_dict(), "here")
+
+
+def test_a_network_that_does_not_fit_into_memory_is_refused(tiny):
+    with pytest.raises(OptionError, match=r"model mlp: too large with .*'width': 1000000000000"):
+        build_network(tiny(model_options={"width": 10**12}), (1, 8, 8), 10, ([0.0], [1.0]))

@@ -195,3 +195,16 @@ def test_another_attack_keeps_the_models_mode():
 def test_a_norm_of_a_wrong_type_is_refused(norm):
     with pytest.raises(OptionError, match="norm"):
         Recipe(norm=norm)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"data_dir": "~nobody-here/x"},
+        {"regularizer": "kd-adv", "regularizer_options": {"adv_teacher": "~nobody-here/x"}},
+    ],
+    ids=str,
+)
+def test_the_folder_of_a_user_that_is_not_there_is_refused(fields):
+    with pytest.raises(OptionError, match=r"_(dir|teacher): ~nobody-here/x: there is no such user"):
+        Recipe(**fields)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from at_smooth.commands.options import interruptible
+from at_smooth.commands.interruptible import interruptible
 
 
 @click.command()
@@ -32,7 +32,7 @@ def analyze(name: str | None, runs: tuple[Path, ...], out: Path | None, options:
     from rich.console import Console
 
     from at_smooth import analysis, printing, registry
-    from at_smooth.cli import _pairs
+    from at_smooth.commands.options import pairs_of
     from at_smooth.exceptions import InputError
 
     console = Console()
@@ -47,8 +47,8 @@ def analyze(name: str | None, runs: tuple[Path, ...], out: Path | None, options:
     if not runs:
         raise InputError(f"of which runs? at-smooth analyze {name} RUN..., with one run directory or more.")
     chosen = {key: value for key, value in given.items() if value is not None}
-    with interruptible("stopped; nothing was written"):
-        files = analysis.analyze(name, runs, out, {**chosen, **_pairs(options)})
+    with interruptible(lambda: "stopped; nothing was written"):
+        files = analysis.analyze(name, runs, out, {**chosen, **pairs_of(options)})
     for file in files:
         console.print(str(file), highlight=False, soft_wrap=True)
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from at_smooth.commands.options import CARRIES_ON, interruptible, json_option, subject_options, wanted_from
+from at_smooth.commands.interruptible import interruptible
+from at_smooth.commands.options import CARRIES_ON, json_option, pairs_of, subject_options, wanted_from
 
 
 @click.command()
@@ -36,7 +37,6 @@ def audit(
 
     from at_smooth import audit as audits
     from at_smooth.audit_bench import Limits
-    from at_smooth.cli import _pairs
     from at_smooth.evaluation_progress import shown
     from at_smooth.exceptions import MaskedGradientsError, explain
     from at_smooth.journal import Journal
@@ -47,14 +47,14 @@ def audit(
 
     refuse_taken_file(json_file)
     try:
-        settings = Limits(**_pairs(limits))
+        settings = Limits(**pairs_of(limits))
     except ValidationError as error:
         raise explain(error, "audit") from None
     everything = find_subject(source, wanted_from(given))
     subject = everything.subset(min(audits.EXAMPLES, everything.part.n) if n_examples is None else n_examples, seed)
     console = Console()
     journal = Journal(cache_directory() / "evaluations")
-    with interruptible(CARRIES_ON), limited_threads(subject.threads), shown(console) as watcher:
+    with interruptible(lambda: CARRIES_ON), limited_threads(subject.threads), shown(console) as watcher:
         verdicts = audits.audit(
             subject.model,
             subject.part,

@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
+from at_smooth.commands.interruptible import interruptible
 from at_smooth.commands.options import (
     CARRIES_ON,
     evaluator_options,
     evaluators_from,
-    interruptible,
     json_option,
     subject_options,
     wanted_from,
@@ -55,7 +55,7 @@ def evaluate(
     console = Console()
     journal = Journal(cache_directory() / "evaluations")
     size = evaluation.BATCH_SIZE if batch_size is None else batch_size
-    with interruptible(CARRIES_ON), limited_threads(subject.threads), shown(console) as watcher:
+    with interruptible(lambda: CARRIES_ON), limited_threads(subject.threads), shown(console) as watcher:
         found = evaluation.evaluate(
             subject.model,
             subject.part,

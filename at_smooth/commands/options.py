@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+import yaml
 
 from at_smooth.exceptions import OptionError
 
@@ -70,15 +70,14 @@ json_option = click.option(
 
 
 #: What an interrupted evaluation says.
-CARRIES_ON = "stopped; the same command carries on from the last finished batch"
+CARRIES_ON = "the same command carries on from the last finished batch"
 
 
 def wanted_from(given: dict[str, Any]) -> Wanted:
     """What a command line says of its subject."""
-    from at_smooth.cli import _pairs
     from at_smooth.subject import Wanted
 
-    pairs = {name: _pairs(given[name]) or None for name in ("dataset_options", "model_options")}
+    pairs = {name: pairs_of(given[name]) or None for name in ("dataset_options", "model_options")}
     return Wanted(**{**given, **pairs})
 
 
@@ -90,7 +89,6 @@ def evaluators_from(names: tuple[str, ...], options: tuple[str, ...]) -> dict[st
         OptionError: An option is of no evaluator named, or does not fit.
     """
     from at_smooth import registry
-    from at_smooth.cli import _pairs
 
     chosen: dict[str, str] = {}
     for text in names:
@@ -100,7 +98,7 @@ def evaluators_from(names: tuple[str, ...], options: tuple[str, ...]) -> dict[st
             raise OptionError(f"--with names {label} twice. Tell them apart as LABEL={name}.")
         chosen[label] = name
     given: dict[str, dict[str, Any]] = {label: {} for label in chosen}
-    for key, value in _pairs(options).items():
+    for key, value in pairs_of(options).items():
         label, dot, option = key.rpartition(".")
         near = [each for each in given if each.replace("-", "_") == label]
         if not dot or not near:
@@ -109,8 +107,19 @@ def evaluators_from(names: tuple[str, ...], options: tuple[str, ...]) -> dict[st
     return {label: registry.create("evaluators", name, given[label]) for label, name in chosen.items()}
 
 
-def interruptible(advice: str) -> AbstractContextManager[None]:
-    """Turn SIGINT and SIGTERM into :class:`Interrupted` while the block runs."""
-    from at_smooth.cli import _interruptible
+def pairs_of(texts: tuple[str, ...]) -> dict[str, Any]:
+    """Options given as ``key=value``, the values read as YAML.
 
-    return _interruptible(lambda: advice)
+    Raises:
+        OptionError: A text is not of that form.
+    """
+    pairs: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise OptionError(f"'{text}' is not of the form key=value.")
+        try:
+            pairs[key.strip().replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            pairs[key.strip().replace("-", "_")] = value
+    return pairs

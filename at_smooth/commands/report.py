@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from at_smooth.commands.options import interruptible
+from at_smooth.commands.interruptible import interruptible
 
 
 @click.command()
@@ -26,6 +26,6 @@ def report(runs: tuple[Path, ...], out: Path | None, figures: str) -> None:
     from at_smooth.html_report import write_report
 
     names = [name.strip() for name in figures.split(",") if name.strip() and name.strip() != "none"]
-    with interruptible("stopped; nothing was written"):
+    with interruptible(lambda: "stopped; nothing was written"):
         path = write_report(runs, out, names)
     Console().print(f"report: {path}", highlight=False, soft_wrap=True)

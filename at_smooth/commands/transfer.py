@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from at_smooth.commands.options import interruptible, json_option, subject_options, wanted_from
+from at_smooth.commands.interruptible import interruptible
+from at_smooth.commands.options import json_option, pairs_of, subject_options, wanted_from
 
 
 @click.command()
@@ -33,7 +34,6 @@ def transfer(
 
     from at_smooth import transfer as transfers
     from at_smooth.attacks import AttackSpec
-    from at_smooth.cli import _pairs
     from at_smooth.evaluation import BATCH_SIZE
     from at_smooth.evaluation_progress import shown
     from at_smooth.exceptions import InputError
@@ -49,10 +49,10 @@ def transfer(
     part = transfers.common_part(subjects)
     first = next(iter(subjects.values()))
     usual = {"steps": 20} if attack == "pgd" else {}
-    spec = AttackSpec.parse(attack, first.threat, {**usual, **_pairs(attack_options), "mode": "eval"})
+    spec = AttackSpec.parse(attack, first.threat, {**usual, **pairs_of(attack_options), "mode": "eval"})
     console = Console()
     size = BATCH_SIZE if batch_size is None else batch_size
-    with interruptible("stopped"), limited_threads(first.threads), shown(console) as watcher:
+    with interruptible(lambda: "nothing was written"), limited_threads(first.threads), shown(console) as watcher:
         found = transfers.transfer(
             {run: subject.model for run, subject in subjects.items()},
             part,

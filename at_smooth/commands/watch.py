@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from at_smooth.commands.options import interruptible
+from at_smooth.commands.interruptible import interruptible
 
 
 @click.command()
@@ -26,7 +26,7 @@ def watch(context: click.Context, run: Path, once: bool, every: float) -> None:
 
     followed, console = Run(run), Console()
     try:
-        with interruptible("stopped watching"):
+        with interruptible(lambda: "stopped watching"):
             if once:
                 watching.once(followed, console)
             else:

@@ -56,7 +56,10 @@ class BothTeachers(Regularizer):
     @field_validator("adv_teacher", "std_teacher")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
-        return path.expanduser().absolute() if path else None  # a recipe works from any folder
+        try:
+            return path.expanduser().absolute() if path else None  # a recipe works from any folder
+        except RuntimeError:
+            raise ValueError(f"{path}: there is no such user") from None
 
     @model_validator(mode="after")
     def _weights_leave_room(self) -> BothTeachers:

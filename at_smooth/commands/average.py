@@ -1,0 +1,44 @@
+"""``at-smooth average``: SWA afterwards, from snapshots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--from",
+    "first",
+    type=click.IntRange(min=1),
+    required=True,
+    metavar="EPOCH",
+    help="First epoch to average, counted from 1 as in metrics.csv.",
+)
+@click.option("--every", type=click.IntRange(min=1), default=1, show_default=True, help="Epochs from one to the next.")
+@click.option("--to", "last", type=click.IntRange(min=1), metavar="EPOCH", help="Last epoch. [default: the last kept]")
+@click.option(
+    "--bn",
+    type=click.Choice(["clean", "adversarial"]),
+    default="clean",
+    show_default=True,
+    help="Images from which the average's BatchNorm statistics are taken.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="File to write. [default: RUN/checkpoints/average-....pt]")
+def average(run: Path, first: int, every: int, last: int | None, bn: str, out: Path | None) -> None:  # fmt: skip
+    """Average the snapshots that RUN kept (SWA), measure the average and save it.
+
+    A run keeps snapshots if it is trained with --keep-checkpoints every=N.
+    """
+    from rich.console import Console
+
+    from at_smooth.average import average_snapshots
+
+    result = average_snapshots(run, first=first, every=every, last=last, bn=bn, out=out)
+    console = Console()
+    console.print(f"average of epochs {', '.join(map(str, result.epochs))}; BatchNorm on {bn} images", highlight=False)
+    for part, (sa, ra) in result.accuracies.items():
+        console.print(f"{part:<12}SA {sa:.2f} %   RA {ra:.2f} %", highlight=False)
+    console.print(f"checkpoint: {result.path}", highlight=False, soft_wrap=True)

@@ -1,0 +1,28 @@
+"""``at-smooth compare``: the paper's table for finished runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--format", "style", type=click.Choice(["text", "markdown", "latex", "csv"]), default="text",
+              show_default=True, help="How to print the table.")  # fmt: skip
+def compare(runs: tuple[Path, ...], style: str) -> None:
+    """Print the paper's table for finished RUNS: best, final and diff of RA and SA.
+
+    Runs that differ in nothing but the seed share a row, with mean and standard deviation.
+    """
+    from rich.console import Console
+
+    from at_smooth.report import comparison_rows, format_table, rich_table
+    from at_smooth.run import Run
+
+    rows = comparison_rows([Run(path) for path in runs])
+    if style == "text":
+        Console().print(rich_table(rows, "test accuracy of the reported weights, percent"))
+    else:
+        click.echo(format_table(rows, style))

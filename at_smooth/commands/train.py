@@ -1,0 +1,80 @@
+"""``at-smooth train``: a recipe, its self-teachers first."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from at_smooth.commands.interruptible import interruptible
+from at_smooth.commands.recipe_options import changes_from, recipe_options
+from at_smooth.exceptions import DivergedError, InputError
+
+
+@click.command()
+@recipe_options
+@click.option("--out", type=click.Path(path_type=Path), help="Run directory, new or empty. [default: under runs/]")
+@click.option("--resume", is_flag=True, help="Continue the run in --out exactly where it was saved last.")
+@click.option("--override", is_flag=True, help="Resume on another device, by other versions and such.")
+@click.option("--dry-run", is_flag=True, help="Train nothing: print the resolved recipe, parameters and device.")
+def train(out: Path | None, resume: bool, override: bool, dry_run: bool, **given: Any) -> None:
+    """Train a robust model, its self-teachers first where it needs them."""
+    changes = changes_from(given)
+    if resume and out is None:
+        raise InputError("--resume continues a run: name its directory with --out.")
+    if override and not resume:
+        raise InputError("--override goes with --resume: it accepts harmless differences from how a run was begun.")
+
+    from rich.console import Console
+
+    from at_smooth import experiment
+    from at_smooth.presets import recipe_from
+    from at_smooth.printing import headline, plan
+    from at_smooth.progress import Terminal
+    from at_smooth.recipe import Recipe
+    from at_smooth.report import rich_table, summary_rows
+    from at_smooth.run import refuse_taken
+
+    source = given["recipe_name"]
+    if resume and out is not None:
+        source = source or str(out / "recipe.yaml")
+        if not (out / "recipe.yaml").is_file():
+            raise InputError(f"there is no run to resume at {out}: it holds no recipe.yaml.")
+    recipe = recipe_from(source, changes) if source else Recipe(**changes)
+    if dry_run:
+        click.echo(plan(recipe))
+        return
+
+    console = Console()
+    path = out or experiment.free_path(recipe)
+    if not resume:
+        refuse_taken(path)
+    console.print(headline(recipe), highlight=False, soft_wrap=True)
+    console.print(f"run directory: {path}", highlight=False, soft_wrap=True)
+
+    def advice() -> str:
+        if not (path / "recipe.yaml").exists():
+            return "nothing was written yet"
+        return f"continue with: at-smooth train --out {shlex.quote(str(path))} --resume"
+
+    with interruptible(advice), _retry_offered(recipe.on_divergence, path):
+        run = experiment.train(recipe, path, resume=resume, override=override, progress=Terminal(console))
+    if recipe.test_every:
+        console.print()
+        console.print(rich_table(summary_rows(run.summary), "test accuracy, percent"))
+    console.print(f"curves: {run.path / 'curves.png'}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _retry_offered(on_divergence: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except DivergedError as error:
+        if on_divergence == "stop" and (path / "checkpoints" / "last.pt").is_file():
+            command = f"at-smooth train --out {shlex.quote(str(path))} --resume --on-divergence retry --override"
+            error.add(f"To go on from there with half the learning rate: {command}")
+        raise
