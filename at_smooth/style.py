@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import math
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -23,7 +23,6 @@ from at_smooth import registry
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 #: Widths of a figure in a paper of two columns, in inches.
@@ -156,31 +155,25 @@ def new_figure(width: float = COLUMN, height: float = 2.3) -> Figure:
     return figure
 
 
-def legend_above(figure: Figure, handles: Sequence[Artist] | None = None, labels: Sequence[str] | None = None) -> None:
-    """A legend over all panels, where it covers no data, in as many columns as the width has room for.
+def legend_above(figure: Figure, columns: int | None = None) -> None:
+    """A legend over all panels, where it covers no data.
 
     Args:
-        figure: Whose axes have labelled artists.
-        handles: What to show instead of those.
-        labels: Their names.
+        figure: Whose axes have labelled artists; each label is shown once.
+        columns: How many; None for as many as the width has room for.
     """
-    if handles is None or labels is None:
-        found: dict[str, Artist] = {}
-        for axes in figure.axes:
-            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-                found.setdefault(label, handle)
-        handles, labels = list(found.values()), list(found)
-    if not handles:
+    found: dict[str, Artist] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    if not found:
         return
-    entry = 0.36 + 0.052 * max(map(len, labels))  # inches: the handle and the gap, and a character
-    columns = max(1, min(len(labels), int(figure.get_figwidth() / entry)))
-    rows = math.ceil(len(labels) / columns)
-    figure.legend(handles, labels, loc="outside upper center", ncols=math.ceil(len(labels) / rows))
-
-
-def panel_label(axes: Axes, text: str) -> None:
-    """A title at the left of a panel, broken where the panel is narrower than it."""
-    axes.set_title(text, loc="left")
+    if columns is None:
+        longest = max(len(line) for label in found for line in label.splitlines())
+        entry = 0.36 + 0.052 * longest  # inches: the handle and the gap, and a character
+        room = max(1, min(len(found), int(figure.get_figwidth() / entry)))
+        columns = math.ceil(len(found) / math.ceil(len(found) / room))
+    figure.legend(list(found.values()), list(found), loc="outside upper center", ncols=columns)
 
 
 def as_png(figure: Figure, dpi: int = 300) -> bytes:

@@ -238,7 +238,12 @@ class Summary:
 
 
 def draw_band(
-    axes: Axes, positions: Sequence[float], values: Sequence[Summary], style: Style, label: str, every: int = 1
+    axes: Axes,
+    positions: Sequence[float],
+    values: Sequence[Summary],
+    style: Style,
+    label: str,
+    every: int | tuple[float, float] = 1,
 ) -> None:
     """A line through means, and a band of one standard deviation around it where there are several values.
 
@@ -248,7 +253,7 @@ def draw_band(
         values: One a position.
         style: The setting's.
         label: The setting's.
-        every: Points between markers.
+        every: Points between markers; or where the first is and the gap after it, as shares of the panel's diagonal.
     """
     means = np.array([value.mean for value in values])
     spread = np.array([value.sd or 0.0 for value in values])
@@ -276,6 +281,12 @@ def draw_steps(axes: Axes, values: dict[str, dict[str, Summary]], styles: dict[s
                       label=wrapped(label))  # fmt: skip
     axes.set_xticks(range(len(names)), names)
     axes.set_xlim(-0.35, len(names) - 0.65)
+
+
+def draw_heading(axes: Axes, text: str) -> None:
+    """A title at the left of a row of panels; it may be wider than the first, which it does not push aside."""
+    axes.set_title(" " if text else "", loc="left")  # keeps the height free
+    axes.annotate(text, (0, 1), (0, 4), "axes fraction", "offset points", va="bottom").set_in_layout(False)
 
 
 def wrapped(label: str, characters: int = 34) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 from pydantic import Field
@@ -38,11 +37,11 @@ class Curves(Drawing):
         axes = figure.subplots(1 if wide else 2, 2 if wide else 1, sharex=True, squeeze=False).flatten()
         styles = styles_of(setting.label for setting in settings)
         for panel, measure in zip(axes, ("sa", "ra"), strict=True):
-            for setting in settings:
+            for number, setting in enumerate(settings):
                 points = [row for row in rows if row["setting"] == setting.label and row[measure] is not None]
                 values = [Summary(row["n"], row[measure], row[f"{measure}_sd"]) for row in points]
                 draw_band(panel, [row["epoch"] for row in points], values, styles[setting.label], setting.label,
-                          every=max(1, math.ceil(len(points) / 8)))  # fmt: skip
+                          every=(0.05 * number, 0.25))  # fmt: skip  # staggered: lines often lie on each other
             for decay in _common_decays(settings):
                 panel.axvline(decay, color="0.7", linestyle=":", linewidth=0.8, zorder=0)
             name = f"{'SA' if measure == 'sa' else 'RA'}" if self.measure == "accuracy" else f"{_TITLES[measure]} error"
