@@ -64,7 +64,8 @@ def write_report(
         Where the report is.
 
     Raises:
-        InputError: The file exists or cannot be written, an analysis is unknown, or a run is damaged or given twice.
+        InputError: The file exists, an analysis is unknown, or a run is damaged or given twice.
+        StorageError: The file cannot be written.
     """
     known = [run if isinstance(run, Run) else Run(run) for run in runs]
     places = [run.path.resolve() for run in known]
@@ -78,11 +79,7 @@ def write_report(
     refuse_taken_file(path)
     for name in figures:
         registry.find("analyses", name)
-    content = render(known, figures)
-    try:
-        write_atomically(path, content.encode())
-    except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror}). Choose another --out.") from None
+    write_atomically(path, render(known, figures).encode())
     return path
 
 

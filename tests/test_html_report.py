@@ -326,7 +326,7 @@ def browse(path, tmp_path):
 def browser():
     """A real browser; without one the test is skipped, but not where it must not be."""
     if BROWSER is None:
-        message = "no Chromium on PATH"
+        message = "no Chromium on PATH. On Debian: apt-get install chromium"
         pytest.fail(message) if os.environ.get("AT_SMOOTH_NEEDS_BROWSER") else pytest.skip(message)
     return browse
 
