@@ -8,8 +8,8 @@ The terms:
   1986), by their median, so that neither a slow decline nor a drop of the learning rate counts as noise.
 - **smoothed RA**: the median of the measurements within two epochs on either side.
 - **decline**: the mean of the last five epochs is below the maximum of the smoothed RA by more than three times the
-  noise, and by at least one percentage point. On a flat history of 80 epochs chance alone makes about one in a hundred
-  such "declines".
+  noise, and by at least one percentage point. On a flat history of 80 epochs chance alone makes fewer than one in a
+  hundred such.
 - **onset**: the last epoch at which the smoothed RA is within twice the noise of its maximum; from then on it stays
   below. The slower the decline, the later it shows above the noise. Without noise the onset is exact to the two epochs
   of the smoothing.

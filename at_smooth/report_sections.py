@@ -121,7 +121,8 @@ def teachers(runs: Sequence[Run]) -> Table | None:
     for run in runs:
         for teacher in teachers_of(run):
             recipe = recorded(teacher)
-            method = recipe["method"] if recipe["method"] == "standard" else f"{recipe['method']}, {recipe['attack']}"
+            own = recipe.get("attack") == recorded(run).get("attack")
+            method = str(recipe["method"]) + ("" if own else f", {recipe.get('attack')}")
             best = teacher.summary["raw"]["best"] if teacher.finished else {}
             epoch = str(best.get("epoch", "-"))
             val_ra = best.get("val_ra")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ from rich.text import Text
 from at_smooth.engine import Row
 from at_smooth.following import Progress, history_so_far, teachers_of
 from at_smooth.grouping import REMEDIES, recorded
+from at_smooth.lock import NAME as LOCK
 from at_smooth.overfitting import drops_of
 from at_smooth.report_sections import duration
 from at_smooth.run import Run
@@ -21,12 +23,12 @@ _MOST_COLUMNS, _MOST_LINES = 120, 32
 _LEAST_EPOCHS = 10  # along the x axis, so that the first epochs do not leap about
 _QUIET = 60.0  # seconds without an epoch, and three times what one takes, before the silence is mentioned
 
-#: Column of the metrics, letter, colour. RA lies in front of SA, the average in front of the raw weights.
+#: Prefix of its column and measure, letter, colour. RA lies in front of SA, the average in front of the raw weights.
 _CURVES = {
-    "SA": ("sa", "s", "cyan"),
-    "SA smoothed": ("smoothed_sa", "S", "yellow"),
-    "RA": ("ra", "r", "blue"),
-    "RA smoothed": ("smoothed_ra", "R", "red"),
+    "SA": ("", "sa", "s", "cyan"),
+    "SA smoothed": ("smoothed_", "sa", "S", "yellow"),
+    "RA": ("", "ra", "r", "blue"),
+    "RA smoothed": ("smoothed_", "ra", "R", "red"),
 }
 
 
@@ -142,9 +144,9 @@ def _words(row: Row, prefix: str) -> str:
 def _curves(history: list[Row]) -> tuple[list[tuple[str, Curve]], str]:
     part = "test" if any(row["test_ra"] is not None for row in history) else "val"
     curves = []
-    for name, (column, letter, style) in _CURVES.items():
-        column = column.replace("sa", f"{part}_sa").replace("ra", f"{part}_ra")
-        points = [(float(row["epoch"] or 0), float(value)) for row in history if (value := row[column]) is not None]
+    for name, (prefix, measure, letter, style) in _CURVES.items():
+        values = [(row["epoch"], row[f"{prefix}{part}_{measure}"]) for row in history]
+        points = [(float(epoch or 0), value) for epoch, value in values if value is not None]
         if points:
             curves.append((name, Curve(letter, style, points)))
     return curves, "test" if part == "test" else "validation"
@@ -158,15 +160,18 @@ def _legend(curves: list[tuple[str, Curve]], part: str, braille: bool) -> Text:
 
 
 def _silence(run: Run, going: Run, progress: Progress) -> Text | None:
-    """Whether nothing has happened for a while: a run that was killed looks like one that takes its time."""
+    """Whether nobody trains it, as far as can be told: a killed process leaves its lock, and looks like a slow one."""
     if run.finished:
         return None
+    again = f"continue it with: at-smooth train --out {shlex.quote(str(run.path))} --resume"
+    if not (run.path / LOCK).exists():
+        return Text(f"not being trained; {again}", style="yellow")
     files = [path for path in (going.path / "metrics.csv", going.path / "recipe.yaml") if path.is_file()]
     quiet = time.time() - max(path.stat().st_mtime for path in files)
     usual = progress.seconds / progress.epoch if progress.epoch else 0.0
     if quiet < max(_QUIET, 3 * usual):
         return None
-    return Text(f"no epoch for {duration(quiet)}; if it stopped, --resume continues it", style="yellow")
+    return Text(f"no epoch for {duration(quiet)}; if it was killed, {again}", style="yellow")
 
 
 def _has_braille(console: Console) -> bool:

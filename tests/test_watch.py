@@ -95,10 +95,13 @@ def test_a_frame_says_how_far_it_is(unfinished, console):
     assert f"best  raw       val RA {best['val_ra']:.1f}" in text
     assert "best  smoothed" in text
     assert "R RA smoothed" in text
-    assert "no epoch for" not in text
+    assert "not being trained" in text
+    assert f"--out {unfinished.path} --resume" in text
 
 
-def test_silence_is_mentioned(unfinished, console):
+def test_silence_is_mentioned_while_somebody_seems_to_train(unfinished, console):
+    (unfinished.path / ".lock").write_text("1 here")
+    assert "no epoch for" not in frame(unfinished, console()).plain
     for file in ("metrics.csv", "recipe.yaml"):
         os.utime(unfinished.path / file, (time.time() - 7200,) * 2)
     assert "no epoch for 2.0 h" in frame(unfinished, console()).plain
