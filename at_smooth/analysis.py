@@ -15,8 +15,8 @@ from typing import Any
 from at_smooth import registry
 from at_smooth.checkpoint import write_atomically
 from at_smooth.exceptions import InputError
+from at_smooth.grouping import labels, setting
 from at_smooth.interfaces import Analysis, Study
-from at_smooth.report import _labels, _setting
 from at_smooth.run import Run
 from at_smooth.style import as_png, as_svg
 
@@ -49,9 +49,9 @@ def settings_of(runs: Sequence[Run]) -> list[Setting]:
     recipes = {run.path: run.recipe.to_dict() for run in runs}
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        groups[_setting(recipes[run.path])].append(run)
-    labels = _shortened(_labels([recipes[group[0].path] for group in groups.values()]))
-    return [Setting(label, tuple(group)) for label, group in zip(labels, groups.values(), strict=True)]
+        groups[setting(recipes[run.path])].append(run)
+    names = _shortened(labels([recipes[group[0].path] for group in groups.values()]))
+    return [Setting(name, tuple(group)) for name, group in zip(names, groups.values(), strict=True)]
 
 
 def analyze(

@@ -16,10 +16,13 @@ from at_smooth.commands.compare import compare
 from at_smooth.commands.doctor import doctor
 from at_smooth.commands.evaluate import evaluate
 from at_smooth.commands.export import export
+from at_smooth.commands.overfitting import overfitting
 from at_smooth.commands.plugins import plugins
+from at_smooth.commands.report import report
 from at_smooth.commands.reproduce import reproduce
 from at_smooth.commands.train import train
 from at_smooth.commands.transfer import transfer
+from at_smooth.commands.watch import watch
 from at_smooth.exceptions import AtSmoothError, InputError, Interrupted
 
 
@@ -54,7 +57,11 @@ def cli() -> None:
     """
 
 
-for command in (train, evaluate, audit, transfer, compare, analyze, reproduce, average, export, plugins, doctor):
+for command in (
+    *(train, watch, evaluate, audit, transfer),
+    *(compare, overfitting, analyze, report),
+    *(reproduce, average, export, plugins, doctor),
+):
     cli.add_command(command)
 
 

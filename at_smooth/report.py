@@ -14,7 +14,7 @@ from at_smooth.checkpoint import write_atomically
 from at_smooth.confidence import accuracies_differ, differ_from_zero, means_differ, wilson
 from at_smooth.engine import Row
 from at_smooth.exceptions import InputError
-from at_smooth.recipe import CIRCUMSTANCES, Recipe
+from at_smooth.grouping import labels, setting
 from at_smooth.run import Run, Summary
 
 #: The columns of the paper's tables, and where each figure is in a block of ``summary.json``.
@@ -120,11 +120,11 @@ def comparison_rows(runs: list[Run]) -> list[TableRow]:
     groups: dict[str, list[Summary]] = defaultdict(list)
     for run in runs:
         summary = run.summary
-        groups[_setting(summary["recipe"])].append(summary)
+        groups[setting(summary["recipe"])].append(summary)
     settings = [_columns(group) for group in groups.values()]
     rows = []
     for label, group, columns in zip(
-        _labels([group[0]["recipe"] for group in groups.values()]), groups.values(), settings, strict=True
+        labels([group[0]["recipe"] for group in groups.values()]), groups.values(), settings, strict=True
     ):
         seeds = f" ({len(group)} runs)" if len(group) > 1 else ""
         cells = []
@@ -259,34 +259,6 @@ def _notes(rows: list[TableRow]) -> list[str]:
         ),
     }
     return [note for note, needed in notes.items() if needed]
-
-
-def _setting(recipe: dict[str, Any]) -> str:
-    ignored = {"seed", *CIRCUMSTANCES}
-    return repr(sorted((field, repr(value)) for field, value in recipe.items() if field not in ignored))
-
-
-def _labels(recipes: list[dict[str, Any]]) -> list[str]:
-    """What each setting is: method and smoothers, and whatever else is not the same in all of them."""
-    neutral = {field: Recipe.model_fields[field].default for field in ("regularizer", "smoother")}
-    hidden = {"seed", *CIRCUMSTANCES, "method", *neutral}
-    labels = []
-    for recipe in recipes:
-        parts = [recipe["method"], *(recipe[field] for field in neutral if recipe[field] != neutral[field])]
-        details = []
-        for field, value in recipe.items():
-            chooser = field.removesuffix("_options")
-            if field in hidden:
-                continue
-            if chooser != field:  # options are compared among those who made the same choice
-                twins = [other[field] for other in recipes if other[chooser] == recipe[chooser]]
-                details += [
-                    f"{key}={value[key]}" for key in value if any(twin.get(key) != value[key] for twin in twins)
-                ]
-            elif any(other.get(field) != value for other in recipes):
-                details.append(f"{field}={value}")
-        labels.append(" + ".join(parts) + (f" ({', '.join(details)})" if details else ""))
-    return labels
 
 
 def _tex(text: str) -> str:

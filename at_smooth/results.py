@@ -69,7 +69,7 @@ def keep_in_run(run: Path, kind: str, content: Mapping[str, Any]) -> Path | None
 def kept_in_run(run: Path, kind: str = "evaluation") -> list[dict[str, Any]]:
     """The reports of a kind that a run keeps, oldest first; what cannot be read is left out."""
     reports = []
-    for path in sorted((run / "evaluations").glob(f"{kind}-*.json")):
+    for path in sorted((run / "evaluations").glob(f"{kind}-*.json"), key=lambda path: path.stem):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):

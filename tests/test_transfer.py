@@ -120,6 +120,4 @@ def test_runs_of_other_data_or_threats_are_refused(tiny, plain_run, tmp_path):
     assert call("transfer", plain_run.path, plain_run.path).exit_code == 2
     fewer = train(tiny(dataset_options={"pool": 200}, epochs=1), tmp_path / "fewer")
     assert "not of the same data" in call("transfer", plain_run.path, fewer.path, "--part", "val").stderr
-    assert (
-        call("transfer", plain_run.path, fewer.path, "-A", "steps=1").exit_code == 0
-    )
+    assert call("transfer", plain_run.path, fewer.path, "-A", "steps=1").exit_code == 0

@@ -1,0 +1,31 @@
+"""``at-smooth report``: one HTML file on runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from at_smooth.commands.interruptible import interruptible
+
+
+@click.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="The HTML file, new. [default: report.html in the run, or "
+              "in the working directory where there are several]")  # fmt: skip
+@click.option("--figures", default="curves", show_default=True, metavar="NAME,NAME,...",
+              help="Analyses to draw (see 'at-smooth plugins analyses'); none for none.")  # fmt: skip
+def report(runs: tuple[Path, ...], out: Path | None, figures: str) -> None:
+    """Write a report on RUNS, finished or not: one HTML file that needs no network.
+
+    Tables with intervals, robust overfitting at a glance, evaluations and audits, figures, differences of the recipes,
+    environments, and the command that repeats each run. Tables also as Markdown and LaTeX.
+    """
+    from rich.console import Console
+
+    from at_smooth.html_report import write_report
+
+    names = [name.strip() for name in figures.split(",") if name.strip() and name.strip() != "none"]
+    with interruptible(lambda: "stopped; nothing was written"):
+        path = write_report(runs, out, names)
+    Console().print(f"report: {path}", highlight=False, soft_wrap=True)

@@ -1,0 +1,35 @@
+"""``at-smooth watch``: a run while it is going on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from at_smooth.commands.interruptible import interruptible
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--once", is_flag=True, help="Show how it is now, and stop.")
+@click.option("--every", type=click.FloatRange(0.1), default=1.0, show_default=True, help="Seconds between two looks.")
+@click.pass_context
+def watch(context: click.Context, run: Path, once: bool, every: float) -> None:
+    """Show the curves of RUN while it is trained, until it is finished.
+
+    Where output is no terminal, a line an epoch. Watching changes nothing; Ctrl-C ends it, not the training.
+    """
+    from rich.console import Console
+
+    from at_smooth import watch as watching
+    from at_smooth.run import Run
+
+    followed, console = Run(run), Console()
+    try:
+        with interruptible(lambda: "stopped watching"):
+            if once:
+                watching.once(followed, console)
+            else:
+                watching.follow(followed, console, every)
+    except KeyboardInterrupt as stop:
+        context.exit(getattr(stop, "exit_code", 130))

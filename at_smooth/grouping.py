@@ -1,0 +1,71 @@
+"""Runs by setting: those that differ in nothing but the seed belong together, and each setting has a name."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from at_smooth.exceptions import RunError
+from at_smooth.recipe import CIRCUMSTANCES, Recipe, read_yaml
+from at_smooth.run import Run
+
+#: The two families of remedies against robust overfitting, and the choice that is none.
+REMEDIES = {field: Recipe.model_fields[field].default for field in ("regularizer", "smoother")}
+
+
+def by_setting(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
+    """Each setting by its name, with its runs, in the order of the runs given."""
+    groups: dict[str, list[Run]] = defaultdict(list)
+    recipes: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        recipe = recorded(run)
+        groups[setting(recipe)].append(run)
+        recipes.setdefault(setting(recipe), recipe)
+    return list(zip(labels(list(recipes.values())), groups.values(), strict=True))
+
+
+def recorded(run: Run) -> dict[str, Any]:
+    """A run's recipe as it was written down, whether or not its plugins are installed here.
+
+    Raises:
+        RunError: It is not the whole recipe that a run writes down.
+    """
+    recipe = read_yaml(run.path / "recipe.yaml")
+    for field in ("method", *REMEDIES, "dataset", "model", "epochs"):
+        if field not in recipe:
+            raise RunError(f"{run.path / 'recipe.yaml'} names no {field}; it is not the recipe of a run.")
+    return recipe
+
+
+def setting(recipe: dict[str, Any], apart_from: Sequence[str] = ()) -> str:
+    """What two recipes share that are one setting, as a key.
+
+    Args:
+        recipe: Every field in plain types.
+        apart_from: Fields that may differ besides.
+    """
+    ignored = {"seed", *CIRCUMSTANCES, *apart_from}
+    return repr(sorted((field, repr(value)) for field, value in recipe.items() if field not in ignored))
+
+
+def labels(recipes: list[dict[str, Any]]) -> list[str]:
+    """What each setting is: method and smoothers, and whatever else is not the same in all of them."""
+    hidden = {"seed", *CIRCUMSTANCES, "method", *REMEDIES}
+    names = []
+    for recipe in recipes:
+        parts = [recipe["method"], *(recipe[field] for field in REMEDIES if recipe[field] != REMEDIES[field])]
+        details = []
+        for field, value in recipe.items():
+            chooser = field.removesuffix("_options")
+            if field in hidden:
+                continue
+            if chooser != field and isinstance(value, dict):  # options are compared among those of the same choice
+                twins = [other.get(field) or {} for other in recipes if other.get(chooser) == recipe.get(chooser)]
+                details += [
+                    f"{key}={value[key]}" for key in value if any(twin.get(key) != value[key] for twin in twins)
+                ]
+            elif any(other.get(field) != value for other in recipes):
+                details.append(f"{field}={value}")
+        names.append(" + ".join(parts) + (f" ({', '.join(details)})" if details else ""))
+    return names
