@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from at_smooth import checkpoint
-from at_smooth.exceptions import CheckpointError
+from at_smooth.exceptions import CheckpointError, StorageError
 from at_smooth.interfaces import Outcome
 
 
@@ -38,8 +39,10 @@ class Journal:
         return state
 
     def write(self, key: str, state: dict[str, Any]) -> None:
-        """Keep a state of tensors and plain values."""
-        if self._folder is not None:
+        """Keep a state of tensors and plain values; where that cannot be, the evaluation goes on without."""
+        if self._folder is None:
+            return
+        with suppress(OSError, StorageError):
             self._folder.mkdir(parents=True, exist_ok=True)
             checkpoint.save(self._file(key), {"evaluation": state})
             self._written.add(self._file(key))

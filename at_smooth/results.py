@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
@@ -10,6 +11,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from at_smooth._version import __version__
@@ -83,7 +85,7 @@ def print_results(console: Console, content: Mapping[str, Any]) -> None:
     """The table that ends an evaluation, and what the evaluators had to say."""
     threat = Threat(**content["threat"])
     weights = "" if content["weights"] == content["checkpoint"] else f" ({content['weights']} weights)"
-    console.print(f"[bold]{content['checkpoint']}[/bold]{weights}", highlight=False, soft_wrap=True)
+    console.print(f"[bold]{escape(content['checkpoint'])}[/bold]{weights}", highlight=False, soft_wrap=True)
     title = f"{content['n']} {content['part']} examples of {content['dataset']}, {threat}"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="")
     table.add_column("evaluator", overflow="fold")
@@ -95,7 +97,7 @@ def print_results(console: Console, content: Mapping[str, Any]) -> None:
     console.print(table)
     for name, result in content["results"].items():
         for line in _details(result):
-            console.print(f"{name}: {line}", highlight=False, soft_wrap=True)
+            console.print(f"{name}: {line}", highlight=False, soft_wrap=True, markup=False)
 
 
 def print_transfer(console: Console, content: Mapping[str, Any]) -> None:
@@ -122,7 +124,9 @@ def print_transfer(console: Console, content: Mapping[str, Any]) -> None:
 def print_audit(console: Console, content: Mapping[str, Any]) -> None:
     """The verdicts of an audit, and the one over all."""
     threat = Threat(**content["threat"])
-    console.print(f"[bold]{content['checkpoint']}[/bold] ({content['weights']})", highlight=False, soft_wrap=True)
+    console.print(
+        f"[bold]{escape(content['checkpoint'])}[/bold] ({escape(content['weights'])})", highlight=False, soft_wrap=True
+    )
     title = f"audit on {content['n']} {content['part']} examples of {content['dataset']}, {threat}"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="")
     table.add_column("check", no_wrap=True)
@@ -165,8 +169,4 @@ def _value(value: Any) -> str:
 
 
 def _names(folder: Path, stem: str) -> Iterator[Path]:
-    yield folder / f"{stem}.json"
-    number = 2
-    while True:
-        yield folder / f"{stem}-{number}.json"
-        number += 1
+    return (folder / f"{stem}-{number:03d}.json" for number in itertools.count(1))

@@ -74,5 +74,5 @@ def evaluate(
     if subject.run:
         kept = keep_in_run(subject.run, "evaluation", content)
         console.print(f"kept in {kept}" if kept else f"not kept in {subject.run}: it cannot be written to",
-                      highlight=False, soft_wrap=True)  # fmt: skip
+                      highlight=False, markup=False, soft_wrap=True)  # fmt: skip
     journal.close()

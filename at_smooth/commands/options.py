@@ -98,12 +98,12 @@ def evaluators_from(names: tuple[str, ...], options: tuple[str, ...]) -> dict[st
             raise OptionError(f"--with names {label} twice. Tell them apart as LABEL={name}.")
         chosen[label] = name
     given: dict[str, dict[str, Any]] = {label: {} for label in chosen}
-    for key, value in pairs_of(options).items():
-        label, dot, option = key.rpartition(".")
-        near = [each for each in given if each.replace("-", "_") == label]
-        if not dot or not near:
+    for text in options:
+        key, equals, value = text.partition("=")
+        label, dot, option = key.strip().rpartition(".")
+        if equals and (not dot or label not in given):
             raise OptionError(f"-E {key} should be EVALUATOR.OPTION=VALUE, with one of {', '.join(given)}.")
-        given[near[0]][option] = value
+        given.get(label, {}).update(pairs_of((f"{option}{equals}{value}",)))
     return {label: registry.create("evaluators", name, given[label]) for label, name in chosen.items()}
 
 
