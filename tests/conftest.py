@@ -7,12 +7,13 @@ import sys
 import sysconfig
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from at_smooth import Data, Images, Observer, Recipe, train
+from at_smooth import Data, Images, Observer, Part, Recipe, Threat, train
 from at_smooth.progress import Silent
 
 TINY = {
@@ -168,6 +169,43 @@ def toy_images():
 def toy_data(toy_images):
     """The same, split."""
     return lambda **options: Data.split(toy_images(**options), validation=0.25)
+
+
+@pytest.fixture(scope="session")
+def linear_task():
+    """Makes a linear model, images, threats, and says which images stand; the answer is known in closed form.
+
+    Every seventh label is wrong. No image is so near a limit that an attack has to be exact.
+    """
+
+    def make(classes=2, n=40, seed=0):
+        rng = torch.Generator().manual_seed(seed)
+        weights = torch.randn(classes, 12, generator=rng)
+        images = 0.3 + 0.4 * torch.rand(20 * n, 12, generator=rng)  # clipping to [0, 1] changes nothing
+        logits = (images - 0.5) @ weights.T
+        labels = logits.argmax(1)
+        labels[::7] = (labels[::7] + 1) % classes
+        rivals = torch.stack([torch.arange(classes)[torch.arange(classes) != label] for label in labels])
+        margins = logits.gather(1, labels[:, None]) - logits.gather(1, rivals)
+        differences = weights[labels][:, None] - weights[rivals]
+        distances = {norm: (margins / differences.norm(p=dual, dim=2)).amin(1)
+                     for norm, dual in (("Linf", 1), ("L2", 2))}  # fmt: skip
+        threats = {norm: Threat(norm, round(far[far > 0].median().item(), 4)) for norm, far in distances.items()}
+        clear = torch.stack(
+            [(far / threats[norm].eps - 1).abs() > 0.05 for norm, far in distances.items()] + [labels >= 0]
+        ).all(0)
+        chosen = clear.nonzero().flatten()[:n]
+        layer = torch.nn.Linear(12, classes)
+        layer.weight.data, layer.bias.data = weights, -0.5 * weights.sum(1)
+        return SimpleNamespace(
+            model=torch.nn.Sequential(torch.nn.Flatten(), layer),
+            part=Part(images[chosen].view(-1, 1, 3, 4), labels[chosen]),
+            threats=threats,
+            right=distances["L2"][chosen] > 0,
+            standing={norm: far[chosen] > threats[norm].eps for norm, far in distances.items()},
+        )
+
+    return make
 
 
 @pytest.fixture

@@ -41,4 +41,4 @@ def average(run: Path, first: int, every: int, last: int | None, bn: str, out: P
     console.print(f"average of epochs {', '.join(map(str, result.epochs))}; BatchNorm on {bn} images", highlight=False)
     for part, (sa, ra) in result.accuracies.items():
         console.print(f"{part:<12}SA {sa:.2f} %   RA {ra:.2f} %", highlight=False)
-    console.print(f"checkpoint: {result.path}", highlight=False, soft_wrap=True)
+    console.print(f"checkpoint: {result.path}", highlight=False, markup=False, soft_wrap=True)

@@ -54,7 +54,7 @@ def train(out: Path | None, resume: bool, override: bool, dry_run: bool, **given
     if not resume:
         refuse_taken(path)
     console.print(headline(recipe), highlight=False, soft_wrap=True)
-    console.print(f"run directory: {path}", highlight=False, soft_wrap=True)
+    console.print(f"run directory: {path}", highlight=False, markup=False, soft_wrap=True)
 
     def advice() -> str:
         if not (path / "recipe.yaml").exists():
@@ -66,7 +66,7 @@ def train(out: Path | None, resume: bool, override: bool, dry_run: bool, **given
     if recipe.test_every:
         console.print()
         console.print(rich_table(summary_rows(run.summary), "test accuracy, percent"))
-    console.print(f"curves: {run.path / 'curves.png'}", highlight=False, soft_wrap=True)
+    console.print(f"curves: {run.path / 'curves.png'}", highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
