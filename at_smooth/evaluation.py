@@ -149,7 +149,8 @@ def evaluate(
             "seed": seed,
         }
         for name, evaluator in evaluators.items():
-            key = digest({**facts, "evaluator": repr(type(evaluator)), "options": evaluator.options()})
+            own = {"evaluator": repr(type(evaluator)), "options": evaluator.options()}
+            key = digest({**facts, **own, "fingerprint": evaluator.fingerprint()})
             memory = Memory(journal or Journal(None), key)
             trial = _Trial(name, evaluator, part, batch_size, memory, watcher or Watcher())
             outcomes[name] = trial.run(subject, threat, num_classes, seed)

@@ -298,6 +298,13 @@ class Evaluator(Plugin):
             Images of the same shape. Where ``bounded``, only those within the threat's radius count.
         """
 
+    def fingerprint(self) -> str:
+        """What its results depend on besides its options, such as a file's content; asked for after :meth:`check`.
+
+        An interrupted evaluation carries on only where this is the same.
+        """
+        return ""
+
     def figures(self, task: Task, outcome: Outcome) -> dict[str, Any]:
         """What to report beside the accuracy, in plain types, once all stages are done."""
         return {}

@@ -54,6 +54,6 @@ def _stage(restart: int, target: int) -> str:
 def _likely_class(task: Task, images: Tensor, labels: Tensor, rank: int) -> Tensor:
     """The wrong class with the rank-th largest logit, (N,)."""
     with torch.no_grad():
-        logits = task.model(images).clone()  # which may be the images' own memory
+        logits: Tensor = task.model(images).clone()  # which may be the images' own memory
     logits[torch.arange(len(labels)), labels] = float("-inf")
     return logits.argsort(1, descending=True)[:, rank - 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from pydantic import Field, PrivateAttr
@@ -22,6 +23,13 @@ class Transfer(Evaluator):
         """Load the source."""
         super().check(threat, num_classes)
         self._model = load_model(self.source).requires_grad_(False)
+
+    def fingerprint(self) -> str:
+        """A digest of the source's weights."""
+        digest = hashlib.sha256()
+        for tensor in self._model.state_dict().values():
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def perturb(self, task: Task, stage: str, images: Tensor, labels: Tensor) -> Tensor:
         """PGD of torchattacks, on the source."""
