@@ -210,7 +210,11 @@ class _Trial:
             task.note("some perturbed images were outside the threat's ball or outside [0, 1]; they do not count")
             perturbed = torch.where(allowed[:, None, None, None], perturbed, images)
         with torch.no_grad():
-            wrong = task.model(perturbed).argmax(1) != labels
+            logits = task.model(perturbed)
+        undecided = logits.isnan().any(1)
+        if undecided.any():
+            task.note("some logits are NaN; those examples count as wrong")
+        wrong = (logits.argmax(1) != labels) | undecided
         return wrong.cpu(), (perturbed - images).flatten(1).norm(dim=1).cpu()
 
     def _allowed(self, images: Tensor, perturbed: Tensor, threat: Threat) -> Tensor:

@@ -10,7 +10,7 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from at_smooth.attacks import Adversary, AttackSpec
-from at_smooth.exceptions import PluginError
+from at_smooth.exceptions import OptionError, PluginError
 from at_smooth.interfaces import Evaluator, Task
 from at_smooth.threat import Threat
 
@@ -37,6 +37,10 @@ class LibraryEvaluator(Evaluator):
     def check(self, threat: Threat, num_classes: int) -> None:
         """Refuse a threat of another norm, and options that the class does not have."""
         super().check(threat, num_classes)
+        if "mode" in (self.model_extra or {}):
+            raise OptionError(
+                f"evaluator {self.attack.__name__}: evaluation is in eval mode; leave the option mode out."
+            )
         self._spec(threat, num_classes)
 
     def perturb(self, task: Task, stage: str, images: Tensor, labels: Tensor) -> Tensor:

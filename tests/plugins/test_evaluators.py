@@ -740,7 +740,6 @@ def test_transfer_from_itself_is_pgd(digits, smoothed_run):
     assert abs(itself.accuracy - white.accuracy) <= 5
 
 
-@pytest.mark.xfail(strict=True, reason="the journal's key holds the source's path, not what lies there")
 def test_transfer_from_a_source_that_changed_starts_anew(digits, plain_run, smoothed_run, tmp_path):
     source, threat = tmp_path / "source.pt", Threat("Linf", 0.1)
     found = []
