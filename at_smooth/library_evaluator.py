@@ -39,7 +39,7 @@ class LibraryEvaluator(Evaluator):
         super().check(threat, num_classes)
         if "mode" in (self.model_extra or {}):
             raise OptionError(
-                f"evaluator {self.attack.__name__}: evaluation is in eval mode; leave the option mode out."
+                f"evaluator {self.attack.__name__}: leave the option mode out; it is eval."
             )
         self._spec(threat, num_classes)
 

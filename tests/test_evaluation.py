@@ -531,8 +531,8 @@ def test_a_terminal_gets_a_bar(binary):
 def test_an_example_whose_logits_are_nan_is_wrong():
     class Undecided(nn.Module):
         def forward(self, images):
-            logits = torch.stack([images.flatten(1)[:, 0], 1 - images.flatten(1)[:, 0]], 1)
-            return torch.where(logits[:, :1] > 0.9, float("nan"), logits)
+            logits = torch.stack([2 * images.flatten(1)[:, 0], images.flatten(1)[:, 0]], 1)
+            return torch.where(logits[:, :1] > 1.8, float("nan"), logits)
 
     images = torch.tensor([0.8] * 70 + [0.95] * 10).view(-1, 1, 1, 1)  # the first few are fine
     found = evaluate(Undecided(), Part(images, torch.zeros(80, dtype=torch.long)),
