@@ -38,9 +38,7 @@ class LibraryEvaluator(Evaluator):
         """Refuse a threat of another norm, and options that the class does not have."""
         super().check(threat, num_classes)
         if "mode" in (self.model_extra or {}):
-            raise OptionError(
-                f"evaluator {self.attack.__name__}: leave the option mode out; it is eval."
-            )
+            raise OptionError(f"evaluator {self.attack.__name__}: leave the option mode out; it is eval.")
         self._spec(threat, num_classes)
 
     def perturb(self, task: Task, stage: str, images: Tensor, labels: Tensor) -> Tensor:

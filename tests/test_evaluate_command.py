@@ -379,6 +379,7 @@ def carried_out(path, *arguments):
     return {**content, "checkpoint": None}, list(sys.modules["my_attacks"].calls)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "blows",
     [

@@ -142,6 +142,7 @@ def break_at(monkeypatch, number, action):
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("action", "changes"),
     [

@@ -46,6 +46,7 @@ def test_a_full_disk_stops_the_run_and_room_lets_it_go_on(tiny, small_disk, tmp_
     assert_same_outcome(whole, train(recipe, path, resume=True))
 
 
+@pytest.mark.slow
 def test_a_limit_on_files_is_told_in_one_message_by_the_command(stopped_run, contents):
     _, path = stopped_run(after=2, model_options={"width": 64, "depth": 1})
 

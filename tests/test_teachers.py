@@ -185,6 +185,7 @@ def test_the_cache_is_the_users_unless_named(monkeypatch, tmp_path, cache):
     assert cache_directory() == tmp_path / ".cache" / "at-smooth"
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_share_no_half_trained_teacher(command, cache, tmp_path, assert_same_outcome):
     options = ["-D", "pool=100", "-N", "width=8", "-A", "steps=2", "--epochs", "4", "--regularizer", "kd-std-adv"]
     both = [command("train", *options, "--out", str(tmp_path / name)) for name in ("one", "other")]

@@ -420,6 +420,7 @@ def assert_is_the_library(digits, norm, n, batch_size):
     assert outcome.figures == {"library": "pyautoattack 0.2.0", "version": "standard", "seed": 7}
 
 
+@pytest.mark.slow
 def test_autoattack_is_the_library_called_directly_example_by_example(digits):
     assert_is_the_library(digits, "Linf", 4, 4)
 
