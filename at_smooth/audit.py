@@ -20,6 +20,9 @@ from at_smooth.threat import Threat
 #: On how many examples an audit looks unless told otherwise.
 EXAMPLES = 200
 
+#: On fewer no difference between attacks could be told from chance.
+FEWEST = 30
+
 
 def audit(
     model: nn.Module,

@@ -23,13 +23,25 @@ class Limits(BaseModel):
     steps: int = Field(default=20, ge=1, description="steps of the usual PGD")
     more_steps: int = Field(default=100, ge=1, description="steps of the longer PGD")
     restarts: int = Field(default=5, ge=1, description="restarts of the longer PGD")
-    left: float = Field(default=5.0, description="RA that may be left when any image is allowed")
-    rise: float = Field(default=2.0, description="points by which a stronger attack may help the model")
-    gain: float = Field(default=8.0, description="points by which more steps and restarts may beat the usual PGD")
-    gap: float = Field(default=12.0, description="points by which the reference may beat the longer PGD")
-    beaten: float = Field(default=2.0, description="points by which noise or transfer may beat the usual PGD")
-    zero: float = Field(default=5.0, description="examples whose gradient may be zero or not finite, in percent")
-    flat: float = Field(default=20.0, description="examples whose loss may not rise along the gradient, in percent")
+    left: float = Field(default=5.0, allow_inf_nan=False, description="RA that may be left when any image is allowed")
+    rise: float = Field(
+        default=2.0, allow_inf_nan=False, description="points by which a stronger attack may help the model"
+    )
+    gain: float = Field(
+        default=8.0, allow_inf_nan=False, description="points by which more steps and restarts may beat the usual PGD"
+    )
+    gap: float = Field(
+        default=12.0, allow_inf_nan=False, description="points by which the reference may beat the longer PGD"
+    )
+    beaten: float = Field(
+        default=2.0, allow_inf_nan=False, description="points by which noise or transfer may beat the usual PGD"
+    )
+    zero: float = Field(
+        default=5.0, allow_inf_nan=False, description="examples whose gradient may be zero or not finite, in percent"
+    )
+    flat: float = Field(
+        default=20.0, allow_inf_nan=False, description="examples whose loss may not rise along the gradient, in percent"
+    )
     attack: str = Field(default="pgd", description="evaluator that is the usual attack; has steps and restarts")
     noise: str = Field(default="noise", description="evaluator that is random noise")
     reference: str = Field(default="autoattack", description="evaluator that is held to be reliable")
@@ -81,6 +93,7 @@ class Bench:
 
     def usual(self, eps: float | None = None) -> Outcome:
         """The usual attack, with another radius if one is given."""
+        eps = None if eps == self.threat.eps else eps  # the same attack, by the same name
         return self.under(self.limits.attack, eps, steps=self.limits.steps)
 
     def longest(self) -> Outcome:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from at_smooth.attacks import PGD, Adversary
 from at_smooth.audit_bench import Bench, Check, Verdict
+from at_smooth.confidence import wilson
 from at_smooth.interfaces import Outcome, percent
 from at_smooth.threat import format_pixels
 
@@ -29,8 +30,8 @@ def gradients(bench: Bench) -> Verdict:
     gradient = _gradient(bench, bench.images).flatten(1)
     useless = (gradient == 0).all(1) | ~gradient.isfinite().all(1)
     share = percent(useless)
-    return Verdict("gradients", share <= bench.limits.zero, f"{share:.1f} % of the examples have a zero or non-finite "
-                   f"gradient", {"useless": share})  # fmt: skip
+    words = f"{share:.1f} % of the examples have a zero or non-finite gradient"
+    return Verdict("gradients", not _exceeds(bench, share, bench.limits.zero), words, {"useless": share})
 
 
 def slope(bench: Bench) -> Verdict:
@@ -42,21 +43,21 @@ def slope(bench: Bench) -> Verdict:
     flat = percent((rise <= 0) | (rise < random_rise))
     words = f"along the gradient the loss of {flat:.1f} % of the examples does not rise, or less than at random"
     figures = {"flat": flat, "rise": rise.mean().item(), "random_rise": random_rise.mean().item()}
-    return Verdict("slope", flat <= bench.limits.flat, words, figures)
+    return Verdict("slope", not _exceeds(bench, flat, bench.limits.flat), words, figures)
 
 
 def falls(bench: Bench) -> Verdict:
     """RA falls to about 0 when any image is allowed."""
     most = bench.usual(_radii(bench)[-1]).accuracy
-    return Verdict("falls to zero", most <= bench.limits.left, f"RA is {most:.1f} % where any image is allowed",
-                   {"ra_at_any_image": most})  # fmt: skip
+    words = f"RA is {most:.1f} % where any image is allowed"
+    return Verdict("falls to zero", not _exceeds(bench, most, bench.limits.left), words, {"ra_at_any_image": most})
 
 
 def monotone(bench: Bench) -> Verdict:
     """A larger radius never helps the model."""
     accuracies = {eps: bench.usual(eps).accuracy for eps in _radii(bench)}
     values = list(accuracies.values())
-    rise = max(later - earlier for i, earlier in enumerate(values) for later in values[i + 1 :])
+    rise = max([later - earlier for i, earlier in enumerate(values) for later in values[i + 1 :]], default=0.0)
     words = ", ".join(f"{value:.1f} at {_short(eps)}" for eps, value in accuracies.items())
     figures = {"ra_by_eps": {str(format_pixels(eps)): value for eps, value in accuracies.items()}}
     return Verdict("monotone in eps", rise <= bench.limits.rise, f"RA, %: {words}", figures)
@@ -108,6 +109,11 @@ def reference(bench: Bench) -> Verdict:
 
 #: What an audit looks at, the cheapest first.
 CHECKS: tuple[Check, ...] = (repeats, gradients, slope, falls, monotone, converges, noise, transfers, reference)
+
+
+def _exceeds(bench: Bench, share: float, limit: float) -> bool:
+    """Whether a share of the examples, in percent, is above a limit by more than chance allows."""
+    return wilson(share, bench.part.n)[0] > limit
 
 
 def _beats(one: Outcome, other: Outcome, points: float) -> bool:

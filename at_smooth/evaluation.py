@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ from at_smooth.confidence import wilson
 from at_smooth.data import Part, as_float
 from at_smooth.exceptions import AtSmoothError, OptionError, PluginError
 from at_smooth.interfaces import Evaluator, Outcome, Task, percent
-from at_smooth.journal import Journal, Memory, digest, digest_of_model, digest_of_tensors
+from at_smooth.journal import Journal, Memory, digest, digest_of_model, digest_of_tensors, source_of
+from at_smooth.modes import kept_modes
 from at_smooth.runtime import Runtime, fenced_randomness
 from at_smooth.threat import Threat
 
@@ -26,6 +28,9 @@ BATCH_SIZE = 250
 
 #: The result over all evaluators that keep to the radius.
 UNION = "union"
+
+#: What a result says of its own; no evaluator's figure has these names.
+_RESERVED = {"accuracy", "ci95", "seconds", "broke", "notes", "of", "evaluator", "options"}
 
 _TOLERANCE = 1e-4  # for rounding: of pixels, and as a share of eps
 _TRIED = 64  # images on which a model is looked at first
@@ -149,7 +154,7 @@ def evaluate(
             "seed": seed,
         }
         for name, evaluator in evaluators.items():
-            own = {"evaluator": repr(type(evaluator)), "options": evaluator.options()}
+            own = {"evaluator": repr(type(evaluator)), "source": source_of(evaluator), "options": evaluator.options()}
             key = digest({**facts, **own, "fingerprint": evaluator.fingerprint()})
             memory = Memory(journal or Journal(None), key)
             trial = _Trial(name, evaluator, part, batch_size, memory, watcher or Watcher())
@@ -175,7 +180,9 @@ class _Trial:
         at_stage, at_batch = self.memory.recall(outcome)
         task = Task(model, threat, num_classes, seed, note=lambda text: _once(outcome.notes, text))
         with _blamed(self.name, "cannot name its stages"):
-            outcome.stages = self.evaluator.stages(task)
+            outcome.stages = list(self.evaluator.stages(task))
+        if not outcome.stages or len(set(outcome.stages)) < len(outcome.stages):
+            raise PluginError(f"evaluator '{self.name}' should name its stages, each once, not {outcome.stages}.")
         for number, stage in enumerate(outcome.stages):
             if number < at_stage:
                 continue
@@ -194,6 +201,10 @@ class _Trial:
                 self.watcher.batch_done(len(batch), outcome.accuracy)
         with _blamed(self.name, "cannot give its figures"):
             outcome.figures = self.evaluator.figures(task, outcome)
+            json.dumps(outcome.figures)
+        taken = _RESERVED & set(outcome.figures)
+        if taken:
+            raise PluginError(f"evaluator '{self.name}' has a figure {', '.join(sorted(taken))}, which is the core's.")
         self.watcher.evaluator_done(self.name, outcome)
         return outcome
 
@@ -201,7 +212,7 @@ class _Trial:
         """Which examples of a batch a stage breaks, (N,) bool, and the L2 length of each perturbation, (N,)."""
         chosen = chosen.to(self.part.labels.device)
         images, labels = as_float(self.part.images[chosen]), self.part.labels[chosen]
-        with _blamed(self.name, f"failed in its stage '{stage}'"):
+        with _blamed(self.name, f"failed in its stage '{stage}'"), _as_it_was(task.model):
             perturbed = self.evaluator.perturb(task, stage, images.clone(), labels.clone()).detach().to(images)
         if perturbed.shape != images.shape:
             raise PluginError(f"evaluator '{self.name}' made {tuple(perturbed.shape)} of images {tuple(images.shape)}.")
@@ -241,6 +252,19 @@ def _blamed(name: str, doing: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise PluginError(f"evaluator '{name}' {doing} ({type(error).__name__}: {error}).") from error
+
+
+@contextmanager
+def _as_it_was(model: nn.Module) -> Iterator[None]:
+    """Undo what an attack does to modes, buffers and flags; torchattacks calls ``train()`` on the whole tree."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    with kept_modes(model):
+        try:
+            yield
+        finally:
+            model.requires_grad_(False)
+            for buffer, value in before:
+                buffer.copy_(value)
 
 
 @contextmanager
@@ -289,6 +313,8 @@ def classes_of(model: nn.Module, part: Part) -> int:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] < 2:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise OptionError(f"on images {tuple(images.shape)} the model gives {found}; it should give logits (N, K).")
+    if not logits.is_floating_point():
+        raise OptionError(f"the model gives {logits.dtype}; attacks need logits in floating point.")
     if not logits.isfinite().all():
         raise OptionError(
             "the model's logits are not finite on clean images. Did its weights load, and did it diverge?"

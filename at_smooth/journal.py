@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping
 from contextlib import suppress
@@ -83,6 +84,14 @@ class Memory:
             "broken_by": outcome.broken_by, "distances": outcome.distances, "seconds": outcome.seconds,
             "notes": outcome.notes, "stage": stage, "batches": batches,
         })  # fmt: skip
+
+
+def source_of(plugin: object) -> str:
+    """A digest of the file that defines a plugin's class: code that changed does not carry on what other code began."""
+    try:
+        return hashlib.sha256(Path(inspect.getfile(type(plugin))).read_bytes()).hexdigest()
+    except (TypeError, OSError):  # not from a file
+        return ""
 
 
 def digest(facts: Mapping[str, Any]) -> str:

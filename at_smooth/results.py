@@ -150,7 +150,7 @@ def _details(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"right under each of {', '.join(result['of'])}"
     if "broke" in result:
         yield "broke " + ", ".join(f"{count} ({stage})" for stage, count in result["broke"].items())
-    shown = {"accuracy", "ci95", "seconds", "broke", "notes", "of", "options"}
+    shown = {"accuracy", "ci95", "seconds", "broke", "notes", "of", "evaluator", "options"}
     figures = [f"{_words(name)} {_value(value)}" for name, value in result.items() if name not in shown]
     if figures:
         yield ", ".join(figures)

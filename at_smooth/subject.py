@@ -109,7 +109,7 @@ def find_subject(source: str, wanted: Wanted | None = None) -> Subject:
         model=stored.network(),
         part=_part(data, wanted.part),
         threat=_threat(wanted, recipe.threat),
-        facts={"checkpoint": str(stored.path), "weights": stored.kind, **_facts(wanted, recipe)},
+        facts={"checkpoint": str(stored.path), "weights": stored.kind, **_facts(wanted, recipe, data)},
         data=data,
         run=_run_of(stored),
         threads=recipe.threads,
@@ -130,7 +130,7 @@ def _made(source: str, wanted: Wanted) -> Subject:
         model=model,
         part=_part(data, wanted.part),
         threat=_threat(wanted, None),
-        facts={"checkpoint": str(wanted.weights_file or source), "weights": source, **_facts(wanted, None)},
+        facts={"checkpoint": str(wanted.weights_file or source), "weights": source, **_facts(wanted, None, data)},
         data=data,
     )
 
@@ -203,8 +203,10 @@ def _threat(wanted: Wanted, trained: Threat | None) -> Threat:
     return Threat(trained.norm, trained.eps if wanted.eps is None else wanted.eps)
 
 
-def _facts(wanted: Wanted, recipe: Recipe | None) -> dict[str, Any]:
-    return {"dataset": wanted.dataset or (recipe.dataset if recipe else None), "part": wanted.part}
+def _facts(wanted: Wanted, recipe: Recipe | None, data: Data) -> dict[str, Any]:
+    """Which images; the fingerprint is that of a run's checkpoints where they are the run's own."""
+    dataset = wanted.dataset or (recipe.dataset if recipe else None)
+    return {"dataset": dataset, "part": wanted.part, "fingerprint": data.fingerprint()}
 
 
 def _run_of(stored: Stored) -> Path | None:

@@ -5,7 +5,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from at_smooth import load_data, load_model, train
+from at_smooth import Threat, load_data, load_model, train
 from at_smooth.audit import audit
 from at_smooth.audit_bench import Limits
 from at_smooth.cli import cli
@@ -96,6 +96,16 @@ def test_a_limit_decides_the_verdict(honest):
     assert "fgsm" in strict  # the reference is whatever evaluator one trusts
 
 
+def test_a_radius_beyond_every_image_is_audited_too(honest):
+    data = load_data(honest.path)
+    part = data.test._replace(images=data.test.images[:30], labels=data.test.labels[:30])
+    threat, limits = Threat("Linf", 2.0), Limits(**QUICK)
+    verdicts = audit(load_model(honest.path), part, data.train, threat, limits=limits, runtime=CPU)
+        load_model(honest.path), part, data.train, Threat("Linf", 2.0), limits=Limits(**QUICK), runtime=CPU
+    )
+    assert {each.check: each.sound for each in verdicts}["monotone in eps"]
+
+
 def test_an_audit_disturbs_nothing(honest):
     model = load_model(honest.path)
     model.train()
@@ -165,6 +175,8 @@ def test_the_command_exits_4_for_a_masked_model_and_says_which_checks_failed(sta
         (["--set", "surrogate=nobody"], "nobody"),
         (["--eps", "0"], "eps"),
         (["--n-examples", "0"], "--n-examples"),
+        (["--n-examples", "29"], "30 or more"),
+        (["--set", "zero=nan"], "zero"),
         (["--norm", "L2"], "--eps"),
     ],
 )

@@ -539,3 +539,49 @@ def test_an_example_whose_logits_are_nan_is_wrong():
                      {"clean": create("evaluators", "clean")}, THREAT, runtime=CPU)  # fmt: skip
     assert found.outcomes["clean"].accuracy == 87.5
     assert "NaN" in found.outcomes["clean"].notes[0]
+
+
+class Trains(type(create("evaluators", "clean"))):
+    """Leaves the model in train mode, as torchattacks does."""
+
+    def perturb(self, task, stage, images, labels):
+        task.model.train()
+        task.model(images)
+        return images
+
+
+def test_an_evaluator_that_leaves_the_model_in_train_mode_changes_nothing():
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 3)).eval()
+    rng = torch.Generator().manual_seed(0)
+    model[2].weight.data = torch.randn(3, 4, generator=rng)
+    part = Part(torch.rand(30, 1, 2, 2, generator=rng), torch.arange(30) % 3)
+    clean = create("evaluators", "clean")
+    alone = evaluate(model, part, {"clean": clean}, THREAT, runtime=CPU, batch_size=7)
+    found = evaluate(model, part, {"trains": Trains(), "clean": clean}, THREAT, runtime=CPU, batch_size=7)
+    for outcome in found.outcomes.values():
+        assert torch.equal(outcome.broken_by, alone.outcomes["clean"].broken_by)
+
+
+@pytest.mark.parametrize(
+    ("where", "gives", "words"),
+    [
+        ("stages", [], "name its stages"),
+        ("stages", ["a", "a"], "each once"),
+        ("figures", {"accuracy": 100.0}, "accuracy"),
+        ("figures", {"length": torch.ones(1)}, "cannot give its figures"),
+    ],
+)
+def test_what_an_evaluator_says_of_itself_is_looked_at(where, gives, words):
+    odd = type("Odd", (type(create("evaluators", "clean")),), {where: lambda *_: gives, "__module__": __name__})()
+    with pytest.raises(PluginError, match=words):
+        run(Pixels(), {"odd": odd})
+
+
+def test_a_model_whose_logits_are_whole_numbers_is_refused():
+    class Whole(nn.Module):
+        def forward(self, images):
+            return images.flatten(1).round().long()
+
+    with pytest.raises(OptionError, match="floating point"):
+        evaluate(Whole(), Part(torch.rand(4, 1, 2, 2), torch.zeros(4, dtype=torch.long)),
+                 {"clean": create("evaluators", "clean")}, THREAT, runtime=CPU)  # fmt: skip

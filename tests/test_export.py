@@ -10,7 +10,7 @@ import yaml
 from click.testing import CliRunner
 from torch import nn
 
-from at_smooth import ExportError, InputError, Recipe, Run, RunError, checkpoint, load_model
+from at_smooth import ExportError, InputError, Recipe, Run, checkpoint, load_data, load_model
 from at_smooth.cli import cli
 from at_smooth.export import Publication, default_path, export
 from at_smooth.network import build_network
@@ -408,7 +408,7 @@ def test_the_card_is_filled_in(tmp_path):
     assert (info["clean_acc"], info["autoattack_acc"], info["additional_data"]) == (None, None, False)
 
 
-ATTACKED = {"accuracy": 12.5, "ci95": [10, 15], "seconds": 1.0, "version": "standard"}
+ATTACKED = {"evaluator": "autoattack", "accuracy": 12.5, "ci95": [10, 15], "seconds": 1.0, "version": "standard"}
 WHOLE = {"broke": dict.fromkeys(["clean", "apgd-ce", "apgd-t", "fab-t", "square"], 1)}
 
 
@@ -427,6 +427,8 @@ def evaluated(plain_run, tmp_path):
             "threat": {"norm": plain_run.recipe.norm, "eps": plain_run.recipe.eps},
             "checkpoint": "somewhere/else/checkpoints/final.pt",
             "weights": "raw",
+            "part": "test",
+            "fingerprint": load_data(plain_run.path).fingerprint(),
             "results": {"clean": {"accuracy": 50.0}, name: {**ATTACKED, **WHOLE, **(result or {})}},
             **(changes or {}),
         }
@@ -458,7 +460,8 @@ def test_autoattack_is_on_the_card_where_it_was_run(evaluated):
         {"threat": {"norm": "L2", "eps": 0.1}},
         {"threat": {"norm": "Linf", "eps": 0.05}},
         {"part": "train"},
-        {"dataset": "cifar10"},
+        {"fingerprint": "of other images"},
+        {"results": {"autoattack": {**ATTACKED, "evaluator": "clean"}}},
     ],
 )
 def test_an_evaluation_of_something_else_is_not_on_the_card(evaluated, changes, plain_run):
@@ -494,7 +497,7 @@ def test_nothing_is_written_over(plain_run, tmp_path, contents):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     before = contents(tmp_path)
-    with pytest.raises(RunError, match="Choose another --out"):
+    with pytest.raises(InputError, match="Choose another --out"):
         export(plain_run.path, tmp_path / "out")
     with pytest.raises(InputError, match="no format 'pickle'"):
         export(plain_run.path, tmp_path / "new", "pickle")

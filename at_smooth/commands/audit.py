@@ -38,7 +38,7 @@ def audit(
     from at_smooth import audit as audits
     from at_smooth.audit_bench import Limits
     from at_smooth.evaluation_progress import shown
-    from at_smooth.exceptions import MaskedGradientsError, explain
+    from at_smooth.exceptions import MaskedGradientsError, OptionError, explain
     from at_smooth.journal import Journal
     from at_smooth.results import keep_in_run, print_audit, refuse_taken_file, report, write_json
     from at_smooth.runtime import Runtime, limited_threads
@@ -52,6 +52,8 @@ def audit(
         raise explain(error, "audit") from None
     everything = find_subject(source, wanted_from(given))
     subject = everything.subset(min(audits.EXAMPLES, everything.part.n) if n_examples is None else n_examples, seed)
+    if subject.part.n < audits.FEWEST:
+        raise OptionError(f"--n-examples: {subject.part.n} examples tell nothing; give {audits.FEWEST} or more.")
     console = Console()
     journal = Journal(cache_directory() / "evaluations")
     with interruptible(lambda: CARRIES_ON), limited_threads(subject.threads), shown(console) as watcher:

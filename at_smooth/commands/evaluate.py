@@ -13,6 +13,7 @@ from at_smooth.commands.options import (
     evaluator_options,
     evaluators_from,
     json_option,
+    labels_of,
     subject_options,
     wanted_from,
 )
@@ -38,6 +39,7 @@ def evaluate(
 
     The model is a run's, a checkpoint's, or that of a function of yours. Interrupted, the same command carries on.
     """
+    names = labels_of(with_ or ("clean", "pgd"))
     evaluators = evaluators_from(with_ or ("clean", "pgd"), options)
 
     from rich.console import Console
@@ -67,7 +69,10 @@ def evaluate(
             journal=journal,
             watcher=watcher,
         )
-    content = report(subject, found.results(), seed=seed, batch_size=size)
+    results = found.results()
+    for label, name in names.items():
+        results[label].update(evaluator=name, options=evaluators[label].options())
+    content = report(subject, results, seed=seed, batch_size=size)
     print_results(console, content)
     if json_file:
         write_json(json_file, content)

@@ -81,6 +81,22 @@ def wanted_from(given: dict[str, Any]) -> Wanted:
     return Wanted(**{**given, **pairs})
 
 
+def labels_of(names: tuple[str, ...]) -> dict[str, str]:
+    """The evaluators' names of ``--with``, by label.
+
+    Raises:
+        OptionError: A label comes twice, or is empty.
+    """
+    chosen: dict[str, str] = {}
+    for text in names:
+        label, equals, name = text.rpartition("=")
+        label = label if equals else name
+        if not label or label in chosen:
+            raise OptionError(f"--with {text}: each result needs a label of its own. Write LABEL={name}.")
+        chosen[label] = name
+    return chosen
+
+
 def evaluators_from(names: tuple[str, ...], options: tuple[str, ...]) -> dict[str, Evaluator]:
     """The evaluators of ``--with``, with the options of ``-E``, by label.
 
@@ -90,13 +106,7 @@ def evaluators_from(names: tuple[str, ...], options: tuple[str, ...]) -> dict[st
     """
     from at_smooth import registry
 
-    chosen: dict[str, str] = {}
-    for text in names:
-        label, _, name = text.rpartition("=")
-        label = label or name
-        if label in chosen:
-            raise OptionError(f"--with names {label} twice. Tell them apart as LABEL={name}.")
-        chosen[label] = name
+    chosen = labels_of(names)
     given: dict[str, dict[str, Any]] = {label: {} for label in chosen}
     for text in options:
         key, equals, value = text.partition("=")

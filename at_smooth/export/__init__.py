@@ -19,7 +19,6 @@ from at_smooth.export.figures import Figures, figures_of
 from at_smooth.export.model_file import WEIGHTS, write_model
 from at_smooth.export.traced import ONNX, TORCHSCRIPT, write_onnx, write_torchscript
 from at_smooth.export.trained import Trained
-from at_smooth.run import refuse_taken
 
 __all__ = ["FORMATS", "Publication", "default_path", "export"]
 
@@ -94,7 +93,8 @@ def export(
     if format not in FORMATS:
         raise InputError(f"there is no format '{format}'. Formats: {', '.join(FORMATS)}.")
     folder = Path(out)
-    refuse_taken(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is not an empty folder. Choose another --out.")
     trained = Trained.find(Path(source), weights, checkpoint)
     figures = figures_of(trained, note)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")

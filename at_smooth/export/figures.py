@@ -119,8 +119,7 @@ def _is_of(evaluation: dict[str, Any], trained: Trained) -> bool:
     try:
         eps = float(parse_pixels(evaluation["threat"]["eps"]))
         same_threat = evaluation["threat"]["norm"] == trained.recipe.norm and math.isclose(eps, trained.recipe.eps)
-        same_data = evaluation.get("part", "test") == "test" and evaluation.get("dataset") in (
-            None, trained.recipe.dataset)  # fmt: skip
+        same_data = evaluation["part"] == "test" and evaluation["fingerprint"] == trained.content["fingerprint"]
         same_model = (evaluation["checkpoint"], evaluation["weights"]) == (trained.path.name, trained.weights)
         return same_threat and same_data and same_model and int(evaluation["n"]) > 0
     except (KeyError, TypeError, ValueError):
@@ -128,8 +127,10 @@ def _is_of(evaluation: dict[str, Any], trained: Trained) -> bool:
 
 
 def _result(evaluation: dict[str, Any]) -> dict[str, Any]:
-    result = evaluation["results"].get(LEADERBOARD_ATTACK)
-    return result if isinstance(result, dict) and isinstance(result.get("accuracy"), int | float) else {}
+    """What the leaderboard's attack found, under whatever label."""
+    results = [each for each in evaluation["results"].values() if isinstance(each, dict)]
+    attacked = [each for each in results if each.get("evaluator") == LEADERBOARD_ATTACK]
+    return next((each for each in attacked if isinstance(each.get("accuracy"), int | float)), {})
 
 
 def _stages(result: dict[str, Any]) -> list[str]:
@@ -144,4 +145,4 @@ def _attack(result: dict[str, Any]) -> str:
 
 def _is_standard(result: dict[str, Any]) -> bool:
     stages = _stages(result)
-    return result.get("version", "standard") == "standard" and (not stages or set(stages) >= _STANDARD)
+    return result.get("version") == "standard" and set(stages) >= _STANDARD
