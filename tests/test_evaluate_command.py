@@ -107,6 +107,8 @@ def test_it_is_what_python_says(run):
     evaluators = {"clean": create("evaluators", "clean"), "pgd": create("evaluators", "pgd", {"steps": 3})}
     test = load_data(run.path).test
     expected = evaluate(load_model(run.path), test, evaluators, run.recipe.threat, batch_size=300).results()
+    for name, evaluator in evaluators.items():
+        expected[name].update(evaluator=name, options=evaluator.options())
     assert timeless(content)["results"] == timeless({"results": expected})["results"]
     assert content["results"]["clean"]["accuracy"] == pytest.approx(run.summary["raw"]["final"]["test_sa"])
 
@@ -183,7 +185,7 @@ def test_labels_that_differ_in_a_hyphen_alone_get_options_of_their_own(run):
     [
         (["--with", "pdg"], "did you mean 'pgd'"),
         (["--with", "torchattacks:PDG"], "torchattacks:PDG"),
-        (["--with", "pgd", "--with", "pgd"], "names pgd twice"),
+        (["--with", "pgd", "--with", "pgd"], "a label of its own. Write LABEL=pgd"),
         (["--with", "pgd", "-E", "pdg.steps=3"], "-E pdg.steps should be EVALUATOR.OPTION=VALUE, with one of pgd"),
         (["--with", "pgd", "-E", "steps=3"], "EVALUATOR.OPTION=VALUE"),
         (["--with", "pgd", "-E", "pgd.steps"], "key=value"),

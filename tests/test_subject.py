@@ -63,6 +63,7 @@ def test_a_run_gives_the_weights_that_are_wanted(smoothed_run, weights, checkpoi
         "weights": kind,
         "dataset": "digits",
         "part": "test",
+        "fingerprint": load_data(smoothed_run.path).fingerprint(),
     }
 
 
@@ -283,6 +284,7 @@ def test_a_functions_model_is_a_subject(tmp_path):
     assert (subject.part.n, subject.threat.eps, subject.run) == (700, 0.1, None)
     assert subject.facts == {
         "checkpoint": "my_models:net", "weights": "my_models:net", "dataset": "digits", "part": "test",
+        "fingerprint": subject.data.fingerprint(),
     }  # fmt: skip
     assert made(part="train").part.n == 600
 
