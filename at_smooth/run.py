@@ -33,6 +33,7 @@ _FIGURES = {
     "final": ("epoch", "test_ra", "test_sa", "last5_ra_mean", "last5_ra_sd"),
     "diff": ("ra", "sa"),
 }
+_ACCURACIES = ("test_ra", "test_sa")
 _SAVE_EVERY = 15 * 60  # seconds of a long epoch that a kill may cost
 _PREFIX = {"raw": "", "smoothed": "smoothed_"}
 
@@ -294,13 +295,16 @@ def _is_summary(content: Any) -> bool:
     try:
         recipe, blocks = content["recipe"], [content["raw"], *([content["smoothed"]] if content["smoothed"] else [])]
         figures = [block[part][name] for block in blocks for part, names in _FIGURES.items() for name in names]
+        accuracies = [block[part][name] for block in blocks for part in ("best", "final") for name in _ACCURACIES]
         chosen = {field: isinstance(recipe[f"{field}_options"], dict) for field in (*PLUGIN_FIELDS, "attack")}
         return (
             all(figure is None or isinstance(figure, int | float) for figure in figures)
             and all(chosen[field] and isinstance(recipe[field], str) for field in chosen)
             and bool(content[content["reported"]])
+            and all(accuracy is None or 0 <= accuracy <= 100 for accuracy in accuracies)
+            and all(isinstance(n, int) and n >= 0 for n in dict(content.get("examples") or {}).values())
         )
-    except (KeyError, TypeError, IndexError):
+    except (KeyError, TypeError, IndexError, ValueError):
         return False
 
 
