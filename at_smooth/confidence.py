@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 _LEVEL = 0.95
 
@@ -23,6 +24,11 @@ def wilson(percent: float, n: int) -> tuple[float, float]:
 
     interval = binomtest(round(percent * n / 100), n).proportion_ci(_LEVEL, method="wilson")
     return 100 * float(interval.low), 100 * float(interval.high)
+
+
+def with_interval(percent: float, n: int) -> dict[str, Any]:
+    """An accuracy and its interval, as every report has them: ``accuracy`` and ``ci95``, in percent."""
+    return {"accuracy": percent, "ci95": list(wilson(percent, n))}
 
 
 def accuracies_differ(one: float, n_one: int, other: float, n_other: int) -> bool:

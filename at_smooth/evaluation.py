@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from at_smooth._version import __version__
-from at_smooth.confidence import wilson
+from at_smooth.confidence import with_interval
 from at_smooth.data import Part, as_float
 from at_smooth.exceptions import AtSmoothError, OptionError, PluginError
 from at_smooth.interfaces import Evaluator, Outcome, Task, percent
@@ -80,18 +80,15 @@ class Evaluation:
         results: dict[str, dict[str, Any]] = {}
         for name, outcome in self.outcomes.items():
             results[name] = {
-                **self._accuracy(outcome.accuracy),
+                **with_interval(outcome.accuracy, self.n),
                 "seconds": round(outcome.seconds, 2),
                 **({"broke": outcome.broke} if len(outcome.stages) > 1 else {}),
                 **outcome.figures,
                 **({"notes": outcome.notes} if outcome.notes else {}),
             }
         if self.union is not None:
-            results[UNION] = {**self._accuracy(percent(self.union)), "seconds": 0.0, "of": list(self.bounded)}
+            results[UNION] = {**with_interval(percent(self.union), self.n), "seconds": 0.0, "of": list(self.bounded)}
         return results
-
-    def _accuracy(self, accuracy: float) -> dict[str, Any]:
-        return {"accuracy": accuracy, "ci95": list(wilson(accuracy, self.n))}
 
 
 def evaluate(

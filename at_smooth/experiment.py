@@ -197,6 +197,14 @@ class Stored(NamedTuple):
         with checkpoint.fitting(self.path):
             return Recipe(**self.content["recipe"])
 
+    @property
+    def run(self) -> Run | None:
+        """The run whose checkpoint it is; None for a file that lies elsewhere."""
+        folder = self.path.absolute().parent
+        return (
+            Run(folder.parent) if folder.name == "checkpoints" and (folder.parent / "recipe.yaml").is_file() else None
+        )
+
     def network(self) -> nn.Module:
         """The network with these weights, in eval mode, on the CPU."""
         return network_from(self.content, self.recipe, self.content[self.kind], self.path)

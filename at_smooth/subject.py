@@ -12,7 +12,7 @@ from torch import nn
 from at_smooth import checkpoint, registry
 from at_smooth.data import Data, Part, check, stratified_subset
 from at_smooth.exceptions import CheckpointError, InputError, OptionError
-from at_smooth.experiment import Stored, Weights, Which, prepare_data, stored_weights
+from at_smooth.experiment import Weights, Which, prepare_data, stored_weights
 from at_smooth.interfaces import Dataset
 from at_smooth.recipe import Recipe
 from at_smooth.runtime import fenced_randomness
@@ -111,7 +111,7 @@ def find_subject(source: str, wanted: Wanted | None = None) -> Subject:
         threat=_threat(wanted, recipe.threat),
         facts={"checkpoint": str(stored.path), "weights": stored.kind, **_facts(wanted, recipe, data)},
         data=data,
-        run=_run_of(stored),
+        run=stored.run.path if stored.run else None,
         threads=recipe.threads,
     )
 
@@ -207,9 +207,3 @@ def _facts(wanted: Wanted, recipe: Recipe | None, data: Data) -> dict[str, Any]:
     """Which images; the fingerprint is that of a run's checkpoints where they are the run's own."""
     dataset = wanted.dataset or (recipe.dataset if recipe else None)
     return {"dataset": dataset, "part": wanted.part, "fingerprint": data.fingerprint()}
-
-
-def _run_of(stored: Stored) -> Path | None:
-    """The run directory around a checkpoint."""
-    directory = stored.path.parent.parent
-    return directory if (directory / "recipe.yaml").is_file() else None

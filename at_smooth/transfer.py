@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from at_smooth.attacks import Adversary, AttackSpec
-from at_smooth.confidence import wilson
+from at_smooth.confidence import with_interval
 from at_smooth.data import Part
 from at_smooth.evaluation import BATCH_SIZE, Watcher, classes_of, frozen_copy, own_arithmetic
 from at_smooth.exceptions import InputError, OptionError
@@ -36,7 +36,8 @@ class Transfer:
     def results(self) -> dict[str, dict[str, Any]]:
         """Accuracies and their 95 % intervals in percent, by source and target."""
         return {
-            source: {target: _accuracy(right) for target, right in row.items()} for source, row in self.right.items()
+            source: {target: with_interval(percent(right), len(right)) for target, right in row.items()}
+            for source, row in self.right.items()
         }
 
 
@@ -112,8 +113,3 @@ def _judged(subjects: Mapping[str, nn.Module], batches: list[Tensor], labels: Te
             name: (torch.cat([subject(batch).argmax(1) for batch in batches]) == labels).cpu()
             for name, subject in subjects.items()
         }
-
-
-def _accuracy(right: Tensor) -> dict[str, Any]:
-    accuracy = percent(right)
-    return {"accuracy": accuracy, "ci95": list(wilson(accuracy, len(right)))}

@@ -40,7 +40,7 @@ def evaluate(
     The model is a run's, a checkpoint's, or that of a function of yours. Interrupted, the same command carries on.
     """
     names = labels_of(with_ or ("clean", "pgd"))
-    evaluators = evaluators_from(with_ or ("clean", "pgd"), options)
+    evaluators = evaluators_from(names, options)
 
     from rich.console import Console
 

@@ -97,8 +97,8 @@ def labels_of(names: tuple[str, ...]) -> dict[str, str]:
     return chosen
 
 
-def evaluators_from(names: tuple[str, ...], options: tuple[str, ...]) -> dict[str, Evaluator]:
-    """The evaluators of ``--with``, with the options of ``-E``, by label.
+def evaluators_from(chosen: dict[str, str], options: tuple[str, ...]) -> dict[str, Evaluator]:
+    """The evaluators of :func:`labels_of`, with the options of ``-E``, by label.
 
     Raises:
         PluginError: An evaluator is unknown or broken.
@@ -106,7 +106,6 @@ def evaluators_from(names: tuple[str, ...], options: tuple[str, ...]) -> dict[st
     """
     from at_smooth import registry
 
-    chosen = labels_of(names)
     given: dict[str, dict[str, Any]] = {label: {} for label in chosen}
     for text in options:
         key, equals, value = text.partition("=")

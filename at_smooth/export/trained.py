@@ -37,10 +37,7 @@ class Trained:
     def find(cls, source: Path, weights: Weights, which: Which) -> Trained:
         """See :func:`at_smooth.load_model`, which explains the arguments and what it raises."""
         stored = stored_weights(source, weights, which)
-        home = stored.path.absolute().parent.parent
-        in_run = stored.path.absolute().parent.name == "checkpoints" and (home / "recipe.yaml").is_file()
-        run = Run(source) if source.is_dir() else Run(home) if in_run else None
-        return cls(stored.network(), stored.path, stored.content, stored.kind, run)
+        return cls(stored.network(), stored.path, stored.content, stored.kind, stored.run)
 
     @cached_property
     def recipe(self) -> Recipe:
