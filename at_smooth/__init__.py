@@ -14,10 +14,11 @@ from at_smooth._version import __version__
 if TYPE_CHECKING:
     from at_smooth.attacks import FGSM, PGD, Adversary, AttackSpec
     from at_smooth.data import Augmentation, Data, Part
-    from at_smooth.engine import Engine, Observer
+    from at_smooth.engine import Engine
     from at_smooth.evaluation import Evaluation, evaluate
     from at_smooth.exceptions import (
         AtSmoothError,
+        BenchError,
         CheckpointError,
         DataError,
         DivergedError,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
         Terms,
         WeightSmoother,
     )
+    from at_smooth.observer import Observer
     from at_smooth.recipe import Recipe
     from at_smooth.registry import create
     from at_smooth.run import Run
@@ -61,10 +63,12 @@ if TYPE_CHECKING:
 _HOME = {
     "attacks": ("FGSM", "PGD", "Adversary", "AttackSpec"),
     "data": ("Augmentation", "Data", "Part"),
-    "engine": ("Engine", "Observer"),
+    "engine": ("Engine",),
+    "observer": ("Observer",),
     "evaluation": ("Evaluation", "evaluate"),
     "exceptions": (
         "AtSmoothError",
+        "BenchError",
         "CheckpointError",
         "DataError",
         "DivergedError",
@@ -117,6 +121,7 @@ __all__ = [
     "AttackSpec",
     "Augmentation",
     "Batch",
+    "BenchError",
     "CheckpointError",
     "Data",
     "DataError",

@@ -78,6 +78,11 @@ class AttackSpec(BaseModel):
         """
         return self.model_copy(update={"objective": objective})
 
+    @property
+    def views_gradients(self) -> bool:
+        """Whether the library may call ``view`` on the gradient, which it cannot where that is channels_last."""
+        return True
+
     @abstractmethod
     def build(self, model: nn.Module) -> Any:
         """The torchattacks object, bound to a model on its device."""
@@ -99,6 +104,11 @@ class PGD(AttackSpec):
         if self.step_size is None:
             self.__dict__["step_size"] = self.threat.eps * self._STEP_OVER_EPS[self.threat.norm]
         return self
+
+    @property
+    def views_gradients(self) -> bool:
+        """In L2, to measure them; in Linf their sign is all that counts."""
+        return self.threat.norm != "Linf"
 
     def maximising(self, objective: Objective) -> AttackSpec:
         """The same attack; on the divergence it has its own random start."""
@@ -241,7 +251,7 @@ class Adversary:
     def __init__(self, model: nn.Module, spec: AttackSpec, *, targeted: bool = False) -> None:
         self.spec = spec
         self._model = model
-        self._attack = spec.build(_Shield(model))
+        self._attack = spec.build(_Shield(model, spec.views_gradients))
         if targeted:
             if "targeted" not in self._attack.supported_mode:
                 raise OptionError(f"attack {spec.name} cannot aim at a class.")
@@ -259,7 +269,7 @@ class Adversary:
         """
         if self.spec.threat.eps == 0:  # the L2 projection would divide nothing by nothing
             return images.clone()
-        with _attackable(self._model, self.spec.mode):
+        with attackable(self._model, self.spec.mode):
             perturbed: Tensor = self._attack(images.contiguous(), labels)
         return perturbed
 
@@ -267,15 +277,16 @@ class Adversary:
 class _Shield(nn.Module):
     """What torchattacks sees of the model: it may run it, and cannot switch its modes.
 
-    Gradients reach it contiguous, since its L2 attacks use ``view``, which channels_last models would break.
+    Gradients can reach it contiguous, since its L2 attacks use ``view``, which channels_last models would break.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, contiguous: bool) -> None:
         super().__init__()
         self.model = model
+        self._contiguous = contiguous
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.requires_grad:
+        if self._contiguous and images.requires_grad:
             images.register_hook(torch.Tensor.contiguous)  # type: ignore[no-untyped-call]
         logits: Tensor = self.model(images)
         return logits.float()  # under autocast the attack's loss stays in full precision
@@ -285,7 +296,7 @@ class _Shield(nn.Module):
 
 
 @contextmanager
-def _attackable(model: nn.Module, mode: str) -> Iterator[None]:
+def attackable(model: nn.Module, mode: str) -> Iterator[None]:
     """Freeze the parameters (no gradient of theirs is needed) and set the mode; put every flag back afterwards.
 
     In ``train`` the modes stay as they are, so that what the user froze in eval mode stays frozen.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -134,6 +134,24 @@ def _check_sums(path: Path) -> None:
         damaged = archive.testzip()
     if damaged:
         raise ValueError(f"the check sum of {damaged} is wrong")
+
+
+def refuse_other_kinds(own: Mapping[str, Any], kept: Mapping[str, Any]) -> None:
+    """Refuse numbers of another kind, which ``load_state_dict`` would silently round: integers for floats, say.
+
+    Args:
+        own: What a module or a smoother holds.
+        kept: What a file holds for it.
+
+    Raises:
+        ValueError: A tensor of the file's is of another kind; :func:`fitting` says which file's.
+    """
+    for name, value in kept.items():
+        mine = own.get(name)
+        if not (isinstance(value, torch.Tensor) and isinstance(mine, torch.Tensor)):
+            continue
+        if value.is_floating_point() != mine.is_floating_point() or value.is_complex() != mine.is_complex():
+            raise ValueError(f"{name} is {value.dtype}, not {mine.dtype}")
 
 
 @contextmanager

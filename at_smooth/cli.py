@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 from typing import Any
 
@@ -12,6 +13,7 @@ from at_smooth._version import __version__
 from at_smooth.commands.analyze import analyze
 from at_smooth.commands.audit import audit
 from at_smooth.commands.average import average
+from at_smooth.commands.bench import bench
 from at_smooth.commands.compare import compare
 from at_smooth.commands.doctor import doctor
 from at_smooth.commands.evaluate import evaluate
@@ -33,34 +35,52 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except AtSmoothError as error:
-            click.echo(f"Error: {error}", err=True)
-            ctx.exit(error.exit_code)
+            _end(ctx, f"Error: {error}", error, error.exit_code)
         except OSError as error:  # a full disk under the standard output, say
             if error.errno == errno.EPIPE:
                 raise
-            click.echo(f"Error: {error}", err=True)
-            ctx.exit(InputError.exit_code)
+            _end(ctx, f"Error: {error}", error, InputError.exit_code)
+        except click.ClickException as error:  # click's own, of options that all ranks got alike
+            if _several() and os.environ.get("RANK", "0") != "0":
+                ctx.exit(error.exit_code)
+            raise
         except Interrupted as stop:
-            click.echo(f"{stop.name}: {stop}", err=True)
-            ctx.exit(stop.exit_code)
-        except KeyboardInterrupt:
-            click.echo("SIGINT: stopped before anything began", err=True)
-            ctx.exit(128 + signal.SIGINT)
+            _end(ctx, f"{stop.name}: {stop}", stop, stop.exit_code)
+        except KeyboardInterrupt as stop:
+            _end(ctx, "SIGINT: stopped before anything began", stop, 128 + signal.SIGINT)
+
+
+def _end(ctx: click.Context, text: str, error: BaseException, exit_code: int) -> None:
+    if _several():
+        from at_smooth.torchrun import last_words
+
+        exit_code = last_words(text, error, exit_code)
+    else:
+        click.echo(text, err=True)
+    ctx.exit(exit_code)
+
+
+def _several() -> bool:
+    """Whether torchrun started this process as one of several; asked without importing torch."""
+    return "LOCAL_RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="at-smooth")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Adversarial training with learned smoothening.
 
     'at-smooth train' alone trains the embedded digits.
     """
+    if _several() and ctx.invoked_subcommand != train.name:
+        raise InputError(f"'{ctx.invoked_subcommand}' works in one process; torchrun is for 'train'. Start it alone.")
 
 
 for command in (
     *(train, watch, evaluate, audit, transfer),
     *(compare, overfitting, analyze, report),
-    *(reproduce, average, export, plugins, doctor),
+    *(reproduce, average, export, plugins, bench, doctor),
 ):
     cli.add_command(command)
 

@@ -6,7 +6,7 @@ The order of an epoch, and what augmentation does in it, follow from (seed, epoc
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from at_smooth.exceptions import DataError
 from at_smooth.interfaces import Batch, Images
+from at_smooth.ranks import Ranks, Share
 from at_smooth.runtime import generator
 
 _MOST_CLASSES = 100_000
@@ -37,38 +38,41 @@ class Augmentation:
     flip: bool = False
     rotation: float = 0.0
 
-    def __call__(self, images: Tensor, rng: torch.Generator) -> Tensor:
+    def __call__(self, images: Tensor, rng: torch.Generator, share: Share | None = None) -> Tensor:
         """Augment.
 
         Args:
             images: (N, C, H, W), float.
             rng: A generator on the CPU, so that every device draws the same.
+            share: Which images of a batch these are, where they are not all of it: draws are made for all.
 
         Returns:
             Images of the same shape.
         """
-        if self.crop:
-            images = _random_crop(images, self.crop, rng)
-        if self.flip:
-            mirrored = torch.rand(len(images), generator=rng).to(images.device) < 0.5
-            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
-        if self.rotation:
-            images = _random_rotation(images, self.rotation, rng)
+        share = share or Share(0, len(images), len(images))
+        shift = torch.randint(0, 2 * self.crop + 1, (2, share.whole), generator=rng) if self.crop else None
+        mirrored = torch.rand(share.whole, generator=rng) < 0.5 if self.flip else None
+        turn = torch.rand(share.whole, generator=rng) * 2 - 1 if self.rotation else None
+        if shift is not None:
+            images = _crop(images, self.crop, share.of(shift.T).T)
+        if mirrored is not None:
+            images = torch.where(share.of(mirrored).to(images.device)[:, None, None, None], images.flip(-1), images)
+        if turn is not None and len(images):
+            images = _rotate(images, share.of(turn) * torch.pi * self.rotation / 180)
         return images
 
 
-def _random_crop(images: Tensor, padding: int, rng: torch.Generator) -> Tensor:
+def _crop(images: Tensor, padding: int, shift: Tensor) -> Tensor:
     n, _, height, width = images.shape
     padded = torch.nn.functional.pad(images, (padding,) * 4)
-    shift = torch.randint(0, 2 * padding + 1, (2, n), generator=rng).to(images.device)
+    shift = shift.to(images.device)
     rows = shift[0, :, None, None] + torch.arange(height, device=images.device)[None, :, None]
     columns = shift[1, :, None, None] + torch.arange(width, device=images.device)[None, None, :]
     example = torch.arange(n, device=images.device)[:, None, None]
     return padded.permute(0, 2, 3, 1)[example, rows, columns].permute(0, 3, 1, 2)
 
 
-def _random_rotation(images: Tensor, degrees: float, rng: torch.Generator) -> Tensor:
-    angle = (torch.rand(len(images), generator=rng) * 2 - 1) * torch.pi * degrees / 180
+def _rotate(images: Tensor, angle: Tensor) -> Tensor:
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     ratio = images.shape[-2] / images.shape[-1]  # grid coordinates run from -1 to 1 on both axes
     turn = torch.stack([torch.stack([cos, -sin * ratio, zero], 1), torch.stack([sin / ratio, cos, zero], 1)], 1)
@@ -91,10 +95,17 @@ class Part(NamedTuple):
         """The same on another device."""
         return Part(self.images.to(device), self.labels.to(device))
 
-    def batches(self, batch_size: int) -> Iterator[Batch]:
-        """All examples in their order, as float images."""
-        for indices in torch.split(torch.arange(self.n, device=self.labels.device), batch_size):
-            yield Batch(as_float(self.images[indices]), self.labels[indices], indices)
+    def batches(self, batch_size: int, ranks: Ranks | None = None) -> Iterator[Batch]:
+        """All examples in their order, as float images; of each batch this rank's part, which may be empty."""
+        ranks = ranks or Ranks()
+        for everyone in torch.split(torch.arange(self.n, device=self.labels.device), batch_size):
+            indices = ranks.part(len(everyone)).of(everyone)
+            whole = len(everyone) if ranks.count > 1 else None
+            yield Batch(as_float(self.images[indices]), self.labels[indices], indices, whole)
+
+
+def _everything(n: int, number: int) -> Share:
+    return Share(0, n, n)
 
 
 @dataclass
@@ -180,7 +191,9 @@ class Data:
         """How many batches :meth:`train_batches` gives."""
         return len(_batches_of(torch.empty(self.train.n), batch_size))
 
-    def train_batches(self, epoch: int, batch_size: int, purpose: str = "train") -> Iterator[Batch]:
+    def train_batches(
+        self, epoch: int, batch_size: int, purpose: str = "train", sharing: Callable[[int, int], Share] = _everything
+    ) -> Iterator[Batch]:
         """One pass over the training set, in random order and augmented.
 
         Args:
@@ -188,13 +201,16 @@ class Data:
             batch_size: Every batch has this size but the last, which may be smaller; a single example left over
                 joins the batch before it, since BatchNorm needs two.
             purpose: Passes of different purposes are independent.
+            sharing: From a batch's size and number to what this rank does of it, nothing perhaps; the default is all.
         """
         rng = generator(self.seed, epoch, purpose)
         order = torch.randperm(self.train.n, generator=rng)
-        for chosen in _batches_of(order, batch_size):
-            indices = chosen.to(self.train.labels.device)
-            images = as_float(self.train.images[indices])
-            yield Batch(self.augmentation(images, rng), self.train.labels[indices], indices)
+        for number, chosen in enumerate(_batches_of(order, batch_size)):
+            share = sharing(len(chosen), number)
+            indices = share.of(chosen).to(self.train.labels.device)
+            images = self.augmentation(as_float(self.train.images[indices]), rng, share)
+            whole = share.whole if len(indices) < share.whole else None
+            yield Batch(images, self.train.labels[indices], indices, whole)
 
     def fingerprint(self) -> str:
         """A digest of every image and label of the training and validation parts, and of which is which."""

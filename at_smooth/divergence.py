@@ -14,11 +14,18 @@ from at_smooth.interfaces import Batch, Terms
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no floating-point tensor holds a NaN or an infinity; waits for the device once."""
-    floating = [each.detach() for each in tensors if each.is_floating_point() and each.numel()]
-    if not floating:
-        return True
-    return bool(torch.stack(torch._foreach_norm(floating, torch.inf)).isfinite().all())
+    """Whether no floating-point tensor holds a NaN or an infinity; waits for the device."""
+    floating = [each for each in tensors if each.is_floating_point() and each.numel()]
+    return not floating or bool(surely_finite(floating)) or all(bool(each.isfinite().all()) for each in floating)
+
+
+def surely_finite(tensors: Iterable[Tensor]) -> Tensor:
+    """Whether floating-point tensors hold no NaN and no infinity, a bool scalar on their device; no waiting.
+
+    It is their squares that are summed up, the fastest reduction that there is, so that numbers beyond 1e19 look like
+    infinities: False means that it is worth a look.
+    """
+    return torch.stack(torch._foreach_norm([each.detach() for each in tensors])).isfinite().all()
 
 
 @dataclass(frozen=True)
@@ -55,16 +62,17 @@ class Scene:
         return DivergedError(message, self._dump())
 
     def _what(self) -> str:
+        if not all_finite(self.model.parameters()):
+            return "the weights are not finite since the update before,"
         loss = sum(value.item() for value in self.terms.values())
         if abs(loss) < float("inf"):
-            gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-            return f"the {'weights are' if all_finite(gradients) else 'gradients are'} not finite"
+            return "the gradients are not finite"
         return f"the loss is {loss}"
 
     def _likely_cause(self) -> str:
         if not all_finite([self.batch.clean]):
             return "images that are not finite; look at the data set's files."
-        if not all_finite([self.perturbed]):
+        if not all_finite([self.perturbed]) and all_finite(self.model.parameters()):
             return "the attack, whose images are not finite; try other options -A, or another --attack."
         broken = [name for name, value in self.terms.items() if not all_finite([value])]
         if broken and all_finite([self.logits]):
@@ -92,6 +100,15 @@ class Scene:
             **{name: value.detach().cpu() for name, value in tensors.items()},
             "model": _on_the_cpu(self.model),
         }
+
+
+def weights_diverged(model: nn.Module, epoch: int, lr: float) -> DivergedError:
+    """The weights, or the BatchNorm statistics, are not finite though the gradients were."""
+    message = (
+        f"the weights are not finite in epoch {epoch + 1}. Likely cause: a learning rate that is too high ({lr:g}). "
+        f"Try a lower --lr."
+    )
+    return DivergedError(message, {"epoch": epoch + 1, "lr": lr, "model": _on_the_cpu(model)})
 
 
 def average_diverged(average: nn.Module, epoch: int) -> DivergedError:

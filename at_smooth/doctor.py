@@ -19,9 +19,11 @@ from at_smooth import registry
 from at_smooth._version import __version__
 from at_smooth.attacks import Adversary
 from at_smooth.checkpoint import load
-from at_smooth.engine import Engine, Observer, Row
+from at_smooth.engine import Engine
 from at_smooth.exceptions import AtSmoothError, PluginError
 from at_smooth.experiment import load_data, load_model, train
+from at_smooth.measuring import Row
+from at_smooth.observer import Observer
 from at_smooth.printing import listing
 from at_smooth.progress import Silent
 from at_smooth.recipe import Recipe

@@ -1,4 +1,4 @@
-"""The generic engine: one step, one epoch, the whole training."""
+"""The generic engine: one epoch, the whole training."""
 
 from __future__ import annotations
 
@@ -14,27 +14,18 @@ from torch import Tensor, nn
 
 from at_smooth.attacks import PGD, Adversary, AttackSpec
 from at_smooth.batchnorm import refresh_batchnorm
+from at_smooth.compilation import Compilation
 from at_smooth.data import Data, Part
-from at_smooth.divergence import Scene, all_finite, average_diverged
-from at_smooth.exceptions import DivergedError
-from at_smooth.interfaces import Batch, Method, Regularizer, Schedule, Step, Teachers, Terms, WeightSmoother, total
-from at_smooth.modes import kept_modes
+from at_smooth.divergence import all_finite, average_diverged, weights_diverged
+from at_smooth.exceptions import DivergedError, OptionError
+from at_smooth.interfaces import Batch, Method, Regularizer, Schedule, Teachers, WeightSmoother
+from at_smooth.measuring import COLUMNS, Row, right_answers
 from at_smooth.network import try_out
+from at_smooth.observer import Observer
 from at_smooth.runtime import Runtime, fenced_randomness, seed_global
 from at_smooth.settings import Settings
+from at_smooth.step import Moment, Taken, TrainingLoss, TrainingStep
 
-#: One row of ``metrics.csv``: percent, None where not measured.
-Row = dict[str, float | int | None]
-
-#: The columns of a row, in their order.
-COLUMNS = [
-    *("epoch", "lr", "train_loss", "train_acc"),
-    *("val_sa", "val_ra", "test_sa", "test_ra"),
-    *("smoothed_val_sa", "smoothed_val_ra", "smoothed_test_sa", "smoothed_test_ra"),
-    "seconds",
-]
-
-_EVALUATION_BATCH = 512
 _LAST = 5  # the paper's Table A7 reports the mean of the last five epochs
 _RETRIES = 3  # times that a training goes back and lowers its learning rate, if it may
 
@@ -58,7 +49,6 @@ class Underway:
         loss: Sum over its examples so far, a scalar.
         correct: How many of them were classified correctly under attack, a scalar.
         batches: How many are done.
-        stale: Its average moved, and the average's BatchNorm statistics have not been refreshed yet.
         seconds: What it took before an interruption.
     """
 
@@ -67,59 +57,17 @@ class Underway:
     loss: Tensor
     correct: Tensor
     batches: int = 0
-    stale: bool = False
     seconds: float = 0.0
+
+    def add(self, taken: Taken) -> None:
+        """Count a step in."""
+        self.loss = self.loss + taken.loss
+        self.correct = self.correct + taken.correct
+        self.batches += 1
 
     def figures(self, n: int) -> Row:
         """``lr``, ``train_loss`` and ``train_acc`` (percent, on the attacked images) of an epoch of ``n`` examples."""
         return {"lr": self.lr, "train_loss": self.loss.item() / n, "train_acc": 100 * self.correct.item() / n}
-
-
-class TrainingLoss(nn.Module):
-    """The only place where method, regularizer and student meet; what DistributedDataParallel would wrap.
-
-    Args:
-        model: The student.
-        method: Forms the loss.
-        regularizer: Chooses its targets and adds its terms.
-        num_classes: K.
-    """
-
-    def __init__(self, model: nn.Module, method: Method, regularizer: Regularizer, num_classes: int) -> None:
-        super().__init__()
-        self.model = model
-        self.method = method
-        self.regularizer = regularizer
-        self.num_classes = num_classes
-
-    def forward(self, batch: Batch, perturbed: Tensor, progress: float) -> tuple[Terms, Tensor]:
-        """The weighted terms of the loss, and the logits on ``perturbed`` (N, K)."""
-        targets = self.regularizer.targets(batch.labels, self.num_classes)
-        loss, logits = self.method.loss(self.model, batch.clean, perturbed, targets)
-        step = Step(batch.clean, perturbed, batch.labels, batch.indices, logits, loss, progress)
-        return self.regularizer.terms(step), logits
-
-
-class Observer:
-    """Told how training goes; the run directory and the progress bar are both such."""
-
-    def started(self, engine: Engine) -> None:
-        """Training begins, or continues after a resume."""
-
-    def stepped(self, engine: Engine) -> None:
-        """One update is done; between two of them ``engine.state()`` is whole."""
-
-    def measured(self, engine: Engine) -> None:
-        """One batch of a measurement, or of the pass for BatchNorm statistics, is done; likewise."""
-
-    def diverged(self, engine: Engine, error: DivergedError) -> None:
-        """Something is not finite; training ends here, or goes back to the beginning of the epoch."""
-
-    def epoch_ended(self, engine: Engine, row: Row, improved: list[str]) -> None:
-        """One epoch is done and measured; ``improved`` names the weights (raw, smoothed) that are the best so far."""
-
-    def finished(self, engine: Engine) -> None:
-        """Training is over."""
 
 
 class Engine:
@@ -159,6 +107,7 @@ class Engine:
         self.wanted_attack = attack
         self.regularizer = regularizer or Regularizer()
         self.smoother = smoother or WeightSmoother()
+        self._refuse_memory_of_one_rank()
         self.model = self.runtime.place(model)
         if not self.model.training:
             self.model.train()
@@ -171,18 +120,18 @@ class Engine:
         self.last_loss = float("nan")
         self.history: list[Row] = []
         self._underway: Underway | None = None
+        self._stale = False  # the average moved, and its BatchNorm statistics have not been refreshed since
         self._began = 0.0
         self._way_back: dict[str, Any] | None = None
         self._remembered: dict[str, Any] = {}
         self._observers: tuple[Observer, ...] = ()
+        self._compilation = Compilation(self.runtime.compile)
         self.best = {"raw": Best(), "smoothed": Best()}
 
         #: What has to stay finite: not a mask, say, that is made of infinities.
         self._watched = {name: value for name, value in self.model.state_dict().items() if all_finite([value])}
-        spec = method.attack(attack)
-        self._adversary = Adversary(self.model, spec) if spec else None
+        training_attack = method.attack(attack)
         self._evaluation = PGD(threat=attack.threat, steps=self.settings.eval_steps, mode="eval")
-        self._loss = TrainingLoss(self.model, method, self.regularizer, data.num_classes)
         self.optimizer = torch.optim.SGD(
             [parameter for parameter in self.model.parameters() if parameter.requires_grad],
             self.settings.lr,
@@ -190,6 +139,15 @@ class Engine:
             weight_decay=self.settings.weight_decay,
         )
         self.lr_schedule = _lr_scheduler(self.optimizer, self.settings)
+        self._take_step = TrainingStep(
+            TrainingLoss(self.model, method, self.regularizer, data.num_classes),
+            Adversary(self.model, training_attack) if training_attack else None,
+            self.optimizer,
+            self.runtime,
+            self.settings.accumulate,
+        )
+        #: What makes an epoch the best: validation RA; validation SA where nothing is attacked.
+        self.selects_by = "val_ra" if training_attack else "val_sa"
         steps, decays = self.data.steps_per_epoch(self.settings.batch_size), self.settings.decays()
         self.schedule = Schedule(self.settings.epochs, steps, decays[0] if decays else None)
         self.smoother.attach(self.model, self.schedule)
@@ -205,6 +163,11 @@ class Engine:
         """
         self._observers = observers
         self._prepare()
+        with self._compilation.nothing():
+            self._fit()
+        return self.history
+
+    def _fit(self) -> None:
         self._tell("started")
         while len(self.history) < self.settings.epochs:
             try:
@@ -215,7 +178,6 @@ class Engine:
                 self._tell("diverged", error)
                 self._go_back(error)
         self._tell("finished")
-        return self.history
 
     def train_epoch(self, epoch: int) -> Row:
         """One pass over the training set (Eq. 1 by the loss, Eq. 2 by the smoother), or the rest of one.
@@ -226,16 +188,18 @@ class Engine:
         underway = self._underway
         if underway is None or underway.epoch != epoch:
             underway = self._begin_epoch(epoch)
+        full = min(self.settings.batch_size, self.data.train.n)
         for batch in self._train_batches(epoch, underway.batches):
-            perturbed = self._attack(batch)
-            loss, logits = self._update(batch, perturbed)
-            self.smoother.after_step(self.model, self.step - 1)
-            underway.loss = underway.loss + loss * len(batch.labels)
-            underway.correct = underway.correct + (logits.argmax(1) == batch.labels).sum()
-            underway.batches += 1
+            with self._compilation.of("step" if (batch.whole or len(batch)) == full else None):
+                taken = self._take_step(batch, self._moment())
+            self.last_loss = taken.mean_loss
+            self.smoother.after_step(self.model, self.step)
+            self.step += 1
+            underway.add(taken)
             self._tell("stepped")
+        self._refuse_unsound()
         self.lr_schedule.step()
-        underway.stale = self.smoother.after_epoch(self.model, epoch)
+        self._stale = self.smoother.after_epoch(self.model, epoch) or self._stale
         self.epoch += 1
         return underway.figures(self.data.train.n)
 
@@ -244,28 +208,23 @@ class Engine:
 
         RA is the accuracy under PGD with ``eval_steps`` steps from a random start (section 3, "Attack Methods").
         """
-        adversary = Adversary(model, self._evaluation)
-        standard = robust = 0
-        with kept_modes(model), fenced_randomness(self.settings.seed, "evaluation"):
-            model.eval()
-            for batch in part.batches(_EVALUATION_BATCH):
-                perturbed = adversary(batch.clean, batch.labels)
-                with torch.no_grad():
-                    standard += int((model(batch.clean).argmax(1) == batch.labels).sum())
-                    robust += int((model(perturbed).argmax(1) == batch.labels).sum())
-                self._tell("measured")
-        return 100 * standard / part.n, 100 * robust / part.n
+        ranks = self.runtime.ranks
+        with fenced_randomness(self.settings.seed, ranks.stream("evaluation")):
+            right = right_answers(
+                self.runtime.compiling(model),
+                part,
+                self._evaluation,
+                self._compilation,
+                lambda: self._tell("measured"),
+                ranks,
+            )
+        return 100 * right[0] / part.n, 100 * right[1] / part.n
 
     def accuracies_of(self, weights: dict[str, Tensor], part: Part) -> tuple[float, float]:
         """SA and RA of the model with other weights; its own stay."""
         model = copy.deepcopy(self.model)
         model.load_state_dict(weights)
         return self.accuracies(model, part)
-
-    @property
-    def selects_by(self) -> str:
-        """What makes an epoch the best: validation RA; validation SA where nothing is attacked."""
-        return "val_ra" if self._adversary else "val_sa"
 
     @property
     def between_epochs(self) -> bool:
@@ -287,13 +246,19 @@ class Engine:
         return f"after epoch {self.epoch}"
 
     def state(self) -> dict[str, Any]:
-        """All that :meth:`restore` needs to continue exactly, be it between epochs, steps or measured batches."""
+        """All that :meth:`restore` needs to continue exactly, be it between epochs, steps or measured batches.
+
+        Raises:
+            DivergedError: A weight is not finite, so that there is nothing to go on from.
+        """
+        self._refuse_unsound()
         underway = self._underway and {**asdict(self._underway), "seconds": time.perf_counter() - self._began}
         return {
             "epoch": self.epoch,
             "step": self.step,
             "retries": self.retries,
             "underway": underway,
+            "stale": self._stale,
             "way_back": self._way_back if underway else None,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -313,6 +278,7 @@ class Engine:
         """
         self.epoch, self.step, self.retries = state["epoch"], state["step"], state["retries"]
         self.history = state["history"]
+        self._stale = state["stale"]
         self._underway = Underway(**state["underway"]) if state["underway"] else None
         if self._underway:
             self._began = time.perf_counter() - self._underway.seconds
@@ -332,8 +298,15 @@ class Engine:
         self.regularizer.setup(self.teachers)
         if self._remembered:
             self.regularizer.restore(self._remembered)
-        if self.runtime.compile:
-            self.model.compile()
+        self.runtime.compiling(self.model)
+
+    def _refuse_memory_of_one_rank(self) -> None:
+        remembers = type(self.regularizer).state is not Regularizer.state
+        if self.runtime.ranks.count > 1 and remembers and not self.regularizer.same_on_all_ranks:
+            raise OptionError(
+                f"regularizer {type(self.regularizer).__name__} remembers what it saw, and each of several ranks sees "
+                f"other examples. Train in one process; its author can say that it need not (same_on_all_ranks)."
+            )
 
     def _check_logits(self) -> None:
         """Refuse a model whose output is not one logit a class, before it costs anything."""
@@ -354,9 +327,9 @@ class Engine:
     def _end_epoch(self) -> None:
         """Measure what was trained, and tell."""
         underway = cast(Underway, self._underway)  # as train_epoch left it
-        if underway.stale:
+        if self._stale and (self._due() or self.smoother.reads_statistics):
             self._refresh_smoothed(underway.epoch)
-            underway.stale = False
+            self._stale = False
         row = self._measure(underway.figures(self.data.train.n))
         row["seconds"] = round(time.perf_counter() - self._began, 3)
         self.history.append(row)
@@ -375,69 +348,56 @@ class Engine:
             group["lr"] /= 2
 
     def _train_batches(self, epoch: int, done: int) -> Iterator[Batch]:
-        batches = self.data.train_batches(epoch, self.settings.batch_size)
+        ranks = self.runtime.ranks
+        batches = self.data.train_batches(epoch, self.settings.batch_size, sharing=ranks.share)
         for batch in islice(batches, done, None):  # those that are done make their draws again
-            seed_global(self.settings.seed, self.step, "step")
+            seed_global(self.settings.seed, self.step, ranks.stream("step"))
             yield batch
 
-    def _attack(self, batch: Batch) -> Tensor:
-        if self._adversary is None:
-            return batch.clean
-        with self.runtime.autocast():
-            return self._adversary(batch.clean, batch.labels)
+    def _moment(self) -> Moment:
+        steps = self.schedule.steps_per_epoch
+        return Moment(self.epoch, self.step % steps, self.step / (self.settings.epochs * steps))
 
-    def _update(self, batch: Batch, perturbed: Tensor) -> tuple[Tensor, Tensor]:
-        progress = self.step / (self.settings.epochs * self.schedule.steps_per_epoch)
-        with self.runtime.autocast():
-            terms, logits = self._loss(batch, perturbed, progress)
-            loss = total(terms)
-        self.optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        self.last_loss = loss.item()
-        if not (abs(self.last_loss) < float("inf") and all_finite(self._gradients())):
-            raise self._divergence(batch, perturbed, logits, terms)
-        self.optimizer.step()
+    def _refuse_unsound(self) -> None:
+        """Refuse weights that an update made infinite; the step itself sees only loss and gradients."""
         if not all_finite(self._watched.values()):
-            raise self._divergence(batch, perturbed, logits, terms)
-        self.step += 1
-        return loss.detach(), logits.detach()
-
-    def _gradients(self) -> list[Tensor]:
-        return [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-
-    def _divergence(self, batch: Batch, perturbed: Tensor, logits: Tensor, terms: Terms) -> DivergedError:
-        of_epoch = self.step % self.schedule.steps_per_epoch
-        lr = self.optimizer.param_groups[0]["lr"]
-        precision = self.runtime.precision
-        scene = Scene(self.model, self.epoch, of_epoch, lr, precision, batch, perturbed, logits, terms)
-        return scene.error()
+            raise weights_diverged(self.model, self.epoch, self.optimizer.param_groups[0]["lr"])
 
     def _refresh_smoothed(self, epoch: int) -> None:
         smoothed = self.smoother.smoothed()
         if smoothed is not None:
             with fenced_randomness(self.settings.seed, "batchnorm"):  # dropout must not shift the training's stream
-                refresh_batchnorm(smoothed, self._batchnorm_images(epoch), self.model)
+                refresh_batchnorm(smoothed, self._batchnorm_images(epoch), self.model, self.runtime.ranks)
             if not all_finite(value for name, value in smoothed.state_dict().items() if name in self._watched):
                 raise average_diverged(smoothed, epoch)
 
     def _batchnorm_images(self, epoch: int) -> Iterator[Tensor]:
-        for batch in self.data.train_batches(epoch, self.settings.batch_size, "batchnorm"):
-            yield batch.clean
-            self._tell("measured")
+        """The batches that are this rank's; each round of all ranks is told of once on each."""
+        ranks, last = self.runtime.ranks, self.schedule.steps_per_epoch - 1
+        batches = self.data.train_batches(epoch, self.settings.batch_size, "batchnorm", ranks.turn)
+        for number, batch in enumerate(batches):
+            if len(batch):
+                yield batch.clean
+            if (number + 1) % ranks.count == 0 or number == last:
+                self._tell("measured")
 
     def _measure(self, figures: Row) -> Row:
         row: Row = dict.fromkeys(COLUMNS)
         row.update(epoch=self.epoch, **figures)
-        every, left = self.settings.test_every, self.settings.epochs - self.epoch
         models = {"": self.model, "smoothed_": self.smoother.smoothed()}
         for prefix, model in models.items():
             if model is None:
                 continue
-            if self.epoch % self.settings.validate_every == 0 or left == 0:
-                row[f"{prefix}val_sa"], row[f"{prefix}val_ra"] = self.accuracies(model, self.data.val)
-            if every and self.data.test.n and (self.epoch % every == 0 or left < _LAST):
-                row[f"{prefix}test_sa"], row[f"{prefix}test_ra"] = self.accuracies(model, self.data.test)
+            for part in self._due():
+                row[f"{prefix}{part}_sa"], row[f"{prefix}{part}_ra"] = self.accuracies(model, getattr(self.data, part))
         return row
+
+    def _due(self) -> list[str]:
+        """Which parts of the data are measured after this epoch."""
+        every, left = self.settings.test_every, self.settings.epochs - self.epoch
+        due = ["val"] if self.epoch % self.settings.validate_every == 0 or left == 0 else []
+        testing = every and self.data.test.n and (self.epoch % every == 0 or left < _LAST)
+        return [*due, "test"] if testing else due
 
     def _improves(self, weights: str, row: Row) -> bool:
         model = self.model if weights == "raw" else self.smoother.smoothed()

@@ -20,7 +20,7 @@ from at_smooth.exceptions import AtSmoothError, OptionError, PluginError
 from at_smooth.interfaces import Evaluator, Outcome, Task, percent
 from at_smooth.journal import Journal, Memory, digest, digest_of_model, digest_of_tensors, source_of
 from at_smooth.modes import kept_modes
-from at_smooth.runtime import Runtime, fenced_randomness
+from at_smooth.runtime import Runtime, fenced_randomness, full_float32
 from at_smooth.threat import Threat
 
 #: As many images at once as AutoAttack takes; results that depend on the size of a batch compare at this one.
@@ -267,7 +267,8 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def own_arithmetic(device: torch.device) -> Iterator[None]:
     """Float32 with gradients, whatever the caller's autocast, ``no_grad`` or ``inference_mode`` says."""
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+    region = torch.autocast(device.type, enabled=False)
+    with torch.inference_mode(False), torch.enable_grad(), region, full_float32():
         yield
 
 

@@ -57,6 +57,12 @@ class ExportError(InputError):
     """A model cannot be exported as it was asked for."""
 
 
+class BenchError(AtSmoothError):
+    """A contender of a benchmark ended before it was done."""
+
+    exit_code = 2
+
+
 class StorageError(AtSmoothError):
     """A file could not be written; what was there before stands."""
 
@@ -76,6 +82,12 @@ class DivergedError(AtSmoothError):
     def __init__(self, message: str, dump: dict[str, Any] | None = None) -> None:
         super().__init__(message)
         self.dump = dump or {}
+
+
+class RankLostError(AtSmoothError):
+    """Another process of a training on several died, or no longer answers; the last good checkpoint stands."""
+
+    exit_code = 5
 
 
 class MaskedGradientsError(AtSmoothError):

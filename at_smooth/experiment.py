@@ -13,17 +13,27 @@ from at_smooth import checkpoint
 from at_smooth.checkpoint import remove_leftovers
 from at_smooth.data import Augmentation, Data
 from at_smooth.engine import Engine
-from at_smooth.exceptions import AtSmoothError, CheckpointError, DivergedError, InputError, StorageError
+from at_smooth.exceptions import (
+    AtSmoothError,
+    CheckpointError,
+    DataError,
+    DivergedError,
+    InputError,
+    RankLostError,
+    StorageError,
+)
 from at_smooth.interfaces import Dataset, Teachers
 from at_smooth.lock import locked
 from at_smooth.network import build_network, network_from
 from at_smooth.progress import Progress, Silent
+from at_smooth.ranks import Ranks
 from at_smooth.recipe import Recipe
 from at_smooth.resume import refuse_another, restore, saved
 from at_smooth.run import Recorder, Run, refuse_taken
 from at_smooth.runtime import Runtime, deterministic_algorithms, limited_threads
 from at_smooth.stopping import Stopper
 from at_smooth.teachers import Kinship, PlannedTeachers, SelfTeachers
+from at_smooth.torchrun import losses_told, process_group
 
 Weights = Literal["reported", "raw", "smoothed"]
 Which = Literal["final", "best"]
@@ -39,7 +49,8 @@ def train(
 ) -> Run:
     """Train a recipe, its self-teachers first where it needs them.
 
-    From the first step on, SIGINT and SIGTERM end the training after the step in hand, saved.
+    From the first step on, SIGINT and SIGTERM end the training after the step in hand, saved. Where torchrun started
+    this process, or a process group is there, all its ranks train together; the first reads, writes and reports.
 
     Args:
         recipe: What to train.
@@ -49,52 +60,78 @@ def train(
         progress: Told how things go; None tells nobody.
 
     Returns:
-        The finished run.
+        The finished run; on ranks but the first its files may be out of reach.
 
     Raises:
         InputError: The recipe cannot be carried out, or ``out`` is taken or in use.
         DivergedError: The loss or a weight is not finite; the last good checkpoint stands.
         StorageError: A file cannot be written; the last good checkpoint stands.
+        RankLostError: Another rank died; the last good checkpoint stands.
         Interrupted: A signal came; the run is saved.
     """
-    path = Path(out) if out is not None else free_path(recipe)
-    with limited_threads(recipe.threads), deterministic_algorithms(recipe.deterministic):
-        return _train(recipe, path, resume, override, progress or Silent(), role="student")
+    with (
+        process_group() as ranks,
+        limited_threads(recipe.threads),
+        deterministic_algorithms(recipe.deterministic),
+    ):
+        path = ranks.by_first(lambda: Path(out) if out is not None else free_path(recipe))
+        told = progress if progress and ranks.first else Silent()
+        return _train(recipe, path, resume, override, told, role="student")
 
 
 def _train(recipe: Recipe, path: Path, resume: bool, override: bool, progress: Progress, role: str) -> Run:
-    runtime = Runtime.choose(recipe.device, recipe.precision, recipe.compile)
-    data = prepare_data(recipe)
+    ranks = Ranks.here()
+    runtime = Runtime.choose(recipe.device, recipe.precision, recipe.compile, ranks)
+    data = _prepare_data_by_turns(recipe, ranks)
     kinship = Kinship(recipe, data.fingerprint(), data.shape, data.num_classes)
-    if resume:
+    if ranks.by_first(lambda: kinship.fingerprint) != kinship.fingerprint:
+        raise DataError("the data differ from those of rank 0. Give every machine the same files.")
+
+    def is_finished() -> bool:
+        if not resume:
+            refuse_taken(path)
+            planned_teachers(recipe, kinship)
+            return False
         refuse_another(Run(path), saved(Run(path)), recipe, kinship.fingerprint, override)
-        if Run(path).finished:
-            return Run(path)
-    else:
-        refuse_taken(path)
-        planned_teachers(recipe, kinship)
+        return Run(path).finished
+
+    def begin() -> dict[str, Any]:
+        """Make the run, or give the state that it goes on from."""
+        if resume:
+            remove_leftovers(path)
+            return saved(Run(path))
+        Run.create(path, recipe)
+        return {}
 
     def train_teacher(teacher: Recipe, into: Path, name: str) -> None:
-        _train(teacher, into, (into / "recipe.yaml").is_file(), override, progress, role=f"{name} teacher")
+        begun = ranks.by_first(lambda: (into / "recipe.yaml").is_file())
+        _train(teacher, into, begun, override, progress, role=f"{name} teacher")
+
+    run = Run(path, elsewhere=True)
+    if ranks.by_first(is_finished):
+        return run
 
     engine = build_engine(
         recipe, data, runtime, SelfTeachers(kinship, path / "teachers", runtime, train_teacher, progress.note)
     )
-    with locked(path):
-        if resume:
-            remove_leftovers(path)
-        run = Run(path) if resume else Run.create(path, recipe)
-        if resume and run.checkpoint("last").is_file():
-            restore(engine, run, saved(run))
-        recorder = Recorder(run, recipe, kinship.fingerprint)
+    with ranks.held_by_first(locked(path)):
+        content = ranks.by_first(begin)
+        if content:
+            restore(engine, run, content)
+        recorder = Recorder(run, recipe, kinship.fingerprint, ranks)
         try:
-            with progress.phase(role, recipe, path) as observer, Stopper(recorder.save) as stopper:
+            with (
+                progress.phase(role, recipe, path) as observer,
+                Stopper(recorder.save) as stopper,
+                losses_told(),
+            ):
                 engine.fit(recorder, stopper, observer)
+                ranks.wait()
         except InputError:  # a teacher that does not fit, say: leave no run behind that nothing was trained in
-            if not resume and not any(path.rglob("*.pt")):
+            if ranks.first and not resume and not any(path.rglob("*.pt")):
                 shutil.rmtree(path)
             raise
-        except (DivergedError, StorageError) as error:
+        except (DivergedError, StorageError, RankLostError) as error:
             if not error.complete:  # a teacher's run has said it already
                 error.add(_what_stands(run, error))
                 error.complete = True
@@ -155,6 +192,16 @@ def prepare_data(recipe: Recipe) -> Data:
         split_seed=recipe.split_seed,
         augmentation=augmentation,
     )
+
+
+def _prepare_data_by_turns(recipe: Recipe, ranks: Ranks) -> Data:
+    """Load the data on one rank of each machine before the others: what is not there may be downloaded."""
+    if ranks.local:
+        ranks.wait()
+    data = prepare_data(recipe)
+    if not ranks.local:
+        ranks.wait()
+    return data
 
 
 def free_path(recipe: Recipe) -> Path:

@@ -6,9 +6,9 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from at_smooth.engine import COLUMNS, Row
 from at_smooth.exceptions import RunError
 from at_smooth.grouping import recorded
+from at_smooth.measuring import COLUMNS, Row
 from at_smooth.run import Run
 
 

@@ -71,11 +71,22 @@ class Batch:
         clean: Images, (N, C, H, W) in [0, 1].
         labels: Classes, (N,) int64.
         indices: Position of each example in the training set, (N,) int64.
+        whole: How many examples the batch has of which these are this rank's share; None where they are all of it.
     """
 
     clean: Tensor
     labels: Tensor
     indices: Tensor
+    whole: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def pieces(self, count: int) -> list[Batch]:
+        """As many parts of nearly one size, of two examples at least, since BatchNorm needs two."""
+        count = max(1, min(count, len(self) // 2))
+        parts = zip(*(torch.tensor_split(each, count) for each in (self.clean, self.labels, self.indices)), strict=True)
+        return [Batch(*part) for part in parts] if count > 1 else [self]
 
 
 @dataclass(frozen=True)
@@ -153,7 +164,14 @@ class Method(Plugin):
 
 
 class Regularizer(Plugin):
-    """Smooths the logits. As it stands it changes nothing."""
+    """Smooths the logits. As it stands it changes nothing.
+
+    Attributes:
+        same_on_all_ranks: Whether what it remembers (:meth:`state`) is the same on every rank of a training, though
+            each sees its own share of a batch. Where not, a training of several ranks refuses one that remembers.
+    """
+
+    same_on_all_ranks: ClassVar[bool] = False
 
     def setup(self, teachers: Teachers) -> None:
         """Called once, before training; the place to ask for teachers."""
@@ -178,7 +196,13 @@ class WeightSmoother(Plugin):
     """Smooths the weights. As it stands it smooths nothing.
 
     Epochs count from 0 here.
+
+    Attributes:
+        reads_statistics: Whether it looks at the average's BatchNorm statistics itself, as one does whose training goes
+            on from the average. Where not, the core refreshes them only when the average is about to be measured.
     """
+
+    reads_statistics: ClassVar[bool] = True
 
     def attach(self, model: nn.Module, schedule: Schedule) -> None:
         """Called once, before training, with the model on its device."""

@@ -5,11 +5,26 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def put_back(before: Mapping[int, Any]) -> None:
+    """Give signals the handlers that they had before, unless they are ignored by now."""
+    for number, handler in before.items():
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+def ignore_signals() -> None:
+    """Ignore SIGINT and SIGTERM for good, whoever waits to give them their handlers back."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

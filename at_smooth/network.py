@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from at_smooth import registry
-from at_smooth.checkpoint import fitting
+from at_smooth.checkpoint import fitting, refuse_other_kinds
 from at_smooth.exceptions import CheckpointError, OptionError
 from at_smooth.modes import kept_modes
 from at_smooth.runtime import fenced_randomness
@@ -102,6 +102,7 @@ def network_from(checkpoint: dict[str, Any], recipe: Recipe, weights: dict[str, 
         channels, height, width = checkpoint["shape"]
         blank = ([0.0] * channels, [1.0] * channels)  # the true statistics are buffers among the weights
         network = build_network(recipe, (channels, height, width), checkpoint["num_classes"], blank)
+        refuse_other_kinds(network.state_dict(), weights)
         try:
             network.load_state_dict(weights)
         except RuntimeError as error:

@@ -25,9 +25,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from at_smooth.engine import Row
 from at_smooth.following import history_so_far
 from at_smooth.grouping import recorded
+from at_smooth.measuring import Row
 from at_smooth.run import Run
 from at_smooth.settings import Settings
 

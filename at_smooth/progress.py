@@ -12,8 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from at_smooth.engine import Engine, Observer, Row
+from at_smooth.engine import Engine
 from at_smooth.exceptions import DivergedError
+from at_smooth.measuring import Row
+from at_smooth.observer import Observer
 from at_smooth.recipe import Recipe
 
 

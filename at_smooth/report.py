@@ -12,9 +12,9 @@ from typing import Any
 
 from at_smooth.checkpoint import write_atomically
 from at_smooth.confidence import accuracies_differ, differ_from_zero, means_differ, wilson
-from at_smooth.engine import Row
 from at_smooth.exceptions import InputError
 from at_smooth.grouping import labels, setting
+from at_smooth.measuring import Row
 from at_smooth.run import Run, Summary
 
 #: The columns of the paper's tables, and where each figure is in a block of ``summary.json``.

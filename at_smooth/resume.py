@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from at_smooth import checkpoint
-from at_smooth.engine import COLUMNS, Engine
+from at_smooth.engine import Engine
 from at_smooth.exceptions import CheckpointError, RunError
+from at_smooth.measuring import COLUMNS
 from at_smooth.recipe import HARMLESS, Recipe
 from at_smooth.run import BEST, Run
 from at_smooth.versions import versions
@@ -58,7 +60,7 @@ def restore(engine: Engine, run: Run, content: dict[str, Any]) -> None:
     """Bring an engine to where the run's last state left it.
 
     ``last.pt`` is written before the best weights, so those of its own epoch may not be in their files yet: then the
-    state holds them.
+    state holds them. Several ranks do this together; the first reads.
 
     Raises:
         CheckpointError: A file does not fit, or the best weights are missing.
@@ -73,7 +75,8 @@ def restore(engine: Engine, run: Run, content: dict[str, Any]) -> None:
             if engine.between_epochs and best.row["epoch"] == engine.epoch and model is not None:
                 best.weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
             else:
-                best.weights = _best_weights(run, weights, best.row["epoch"])
+                read = partial(_best_weights, run, weights, best.row["epoch"])
+                best.weights = engine.runtime.ranks.by_first(read)
 
 
 def _check(engine: Engine, state: dict[str, Any]) -> None:
@@ -94,6 +97,10 @@ def _check(engine: Engine, state: dict[str, Any]) -> None:
     for name in engine.best:
         if not isinstance(state["best"][name]["score"], int | float):
             raise ValueError(f"the best score of the {name} weights is no number")
+    checkpoint.refuse_other_kinds(engine.model.state_dict(), state["model"])
+    checkpoint.refuse_other_kinds(engine.smoother.state(), state["smoother"])
+    if not isinstance(state["stale"], bool):
+        raise ValueError("stale is neither true nor false")
     if not isinstance(state["retries"], int):
         raise ValueError("retries is no number")
     _check_optimizer(engine, state)

@@ -10,6 +10,7 @@ import platform
 import statistics
 import sys
 import time
+from contextlib import nullcontext, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,12 @@ import torch
 
 from at_smooth import checkpoint
 from at_smooth._version import __version__
-from at_smooth.engine import COLUMNS, Engine, Observer, Row
+from at_smooth.engine import Engine
 from at_smooth.exceptions import DivergedError, RunError
 from at_smooth.lock import NAME as LOCK
+from at_smooth.measuring import COLUMNS, Row
+from at_smooth.observer import Observer
+from at_smooth.ranks import Ranks
 from at_smooth.recipe import PLUGIN_FIELDS, Recipe
 from at_smooth.versions import installed, versions
 
@@ -43,14 +47,15 @@ class Run:
 
     Args:
         path: The directory, which holds a run.
+        elsewhere: It may lie on another machine, where the first of several ranks writes it.
 
     Raises:
         RunError: There is no run.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, elsewhere: bool = False) -> None:
         self.path = Path(path)
-        if not (self.path / "recipe.yaml").is_file():
+        if not elsewhere and not (self.path / "recipe.yaml").is_file():
             raise RunError(f"{self.path} is no run directory: it holds no recipe.yaml.")
 
     @classmethod
@@ -140,10 +145,12 @@ class Recorder(Observer):
         run: Where.
         recipe: What is trained.
         fingerprint: The data's.
+        ranks: Who trains; the first of them writes.
     """
 
-    def __init__(self, run: Run, recipe: Recipe, fingerprint: str) -> None:
+    def __init__(self, run: Run, recipe: Recipe, fingerprint: str, ranks: Ranks | None = None) -> None:
         self._run = run
+        self._ranks = ranks or Ranks()
         self._recipe = recipe
         self._saved_at = time.monotonic()
         self._identity: dict[str, Any] = {
@@ -161,7 +168,8 @@ class Recorder(Observer):
     def stepped(self, engine: Engine) -> None:
         """In a long epoch, save now and then."""
         if time.monotonic() - self._saved_at > _SAVE_EVERY:
-            self.save(engine)
+            with suppress(DivergedError) if self._ranks.count > 1 else nullcontext():  # which all find out together
+                self.save(engine)
 
     def epoch_ended(self, engine: Engine, row: Row, improved: list[str]) -> None:
         """Save a snapshot if one is due, the state to resume from, the best weights, the rows."""
@@ -193,7 +201,8 @@ class Recorder(Observer):
                 "row": engine.history[-1],
             },
         )
-        draw_curves(engine.history, engine.settings.decays(), self._run.path / "curves.png")
+        if self._ranks.first:
+            draw_curves(engine.history, engine.settings.decays(), self._run.path / "curves.png")
         examples = {"val": engine.data.val.n, "test": engine.data.test.n}
         summary = {**summarize(engine.history, _best_rows(engine), self._recipe), "examples": examples}
         self._write("summary.json", _json(summary))
@@ -205,16 +214,19 @@ class Recorder(Observer):
         self._write("metrics.csv", _csv(COLUMNS, engine.history).encode())
 
     def _environment(self) -> dict[str, Any]:
-        now, before = environment(self._recipe), self._run.environment
+        now, before = environment(self._recipe, self._ranks.count), self._run.environment
         return {**before, "resumed": [*before.get("resumed", []), now]} if before else now
 
     def _save(self, path: Path, content: dict[str, Any]) -> None:
+        if not self._ranks.first:
+            return
         with checkpoint.storing(path.parent):
             path.parent.mkdir(exist_ok=True)
         checkpoint.save(path, {**self._identity, **content})
 
     def _write(self, name: str, content: bytes) -> None:
-        checkpoint.write_atomically(self._run.path / name, content)
+        if self._ranks.first:
+            checkpoint.write_atomically(self._run.path / name, content)
 
 
 def _best_rows(engine: Engine) -> dict[str, Row]:
@@ -308,8 +320,8 @@ def _is_summary(content: Any) -> bool:
         return False
 
 
-def environment(recipe: Recipe) -> dict[str, Any]:
-    """Versions, device, seed and command: what repeating a run needs to know beside the recipe."""
+def environment(recipe: Recipe, ranks: int = 1) -> dict[str, Any]:
+    """Versions, device, number of ranks, seed and command: what repeating a run needs to know beside the recipe."""
     packages = ("torch", "torchvision", "torchattacks", "numpy", "pydantic", "scikit-learn")
     return {
         "at-smooth": __version__,
@@ -318,6 +330,7 @@ def environment(recipe: Recipe) -> dict[str, Any]:
         "versions": versions(recipe),
         "packages": {package: installed(package) for package in packages},
         "device": recipe.device,
+        "ranks": ranks,
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),

@@ -7,13 +7,16 @@ import random
 import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from at_smooth.exceptions import OptionError
+from at_smooth.lowering import Converted, converted_weights
+from at_smooth.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -24,21 +27,28 @@ class Runtime:
         device: Where the model and the data live.
         precision: ``"fp32"``, or ``"bf16"`` for autocast in training; evaluation is always float32.
         compile: Whether training compiles the model (``torch.compile``); pays for large networks.
+        ranks: The processes that share the work.
     """
 
     device: torch.device
     precision: str = "fp32"
     compile: bool = False
+    ranks: Ranks = field(default_factory=Ranks)
 
     @classmethod
-    def choose(cls, device: str = "auto", precision: str = "fp32", compile: bool = False) -> Runtime:
-        """Resolve ``"auto"`` to the best device that is there.
+    def choose(
+        cls, device: str = "auto", precision: str = "fp32", compile: bool = False, ranks: Ranks | None = None
+    ) -> Runtime:
+        """Resolve ``"auto"`` to the best device that is there; of several ranks each has a GPU of its own.
 
         Raises:
             OptionError: The device does not exist or is not available.
         """
+        ranks = ranks or Ranks()
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        if ranks.count > 1 and device.startswith("cuda"):
+            device = _own_gpu(device, ranks)
         try:
             chosen = torch.device(device)
             torch.empty(0, device=chosen)
@@ -48,17 +58,51 @@ class Runtime:
         if chosen.type == "cpu":
             # Near-zero losses make denormal numbers, which slow a CPU's arithmetic many times.
             torch.set_flush_denormal(True)
-        return cls(chosen, precision, compile)
+        elif chosen.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
+            torch.backends.cudnn.benchmark = True  # batches have one size, so the search for the fastest way pays
+        return cls(chosen, precision, compile, ranks)
 
     def place(self, model: nn.Module) -> nn.Module:
         """Move a model to the device, in the memory layout in which convolutions are fastest."""
         return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+    def compiling(self, model: nn.Module) -> nn.Module:
+        """Let a model compile in place, if that is wanted; its ``state_dict`` keeps its names."""
+        if self.compile and model._compiled_call_impl is None:
+            model.compile(dynamic=False)
+        return model
+
+    def teacher(self, model: nn.Module) -> nn.Module:
+        """A model that only gives logits from here on, in eval mode, as fast as it can do so here; it is changed."""
+        frozen = self.compiling(self.place(model).requires_grad_(False).eval())
+        return frozen if self.precision == "fp32" else Converted(frozen, torch.bfloat16).eval()
 
     def autocast(self) -> AbstractContextManager[object]:
         """The region of one attack or of one loss. Never nest two: the weight cache would lose gradients."""
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    @contextmanager
+    def attacking(self, model: nn.Module) -> Iterator[None]:
+        """The region of one attack on a model, which does not learn meanwhile."""
+        if self.precision == "fp32":
+            yield
+            return
+        with converted_weights(model, torch.bfloat16), self.autocast():
+            yield
+
+
+def _own_gpu(device: str, ranks: Ranks) -> str:
+    """The GPU of this rank."""
+    if device != "cuda":
+        raise OptionError(f"device '{device}' is one GPU; {ranks.count} processes need one each. Give --device cuda.")
+    there = torch.cuda.device_count()
+    if 0 < there <= ranks.local:
+        raise OptionError(
+            f"there is no GPU {ranks.local}: this machine has {there}. Lower --nproc-per-node, or give --device cpu."
+        )
+    return f"cuda:{ranks.local}"
 
 
 def _entropy(seed: int, moment: int, purpose: str) -> int:
@@ -76,7 +120,11 @@ def seed_global(seed: int, moment: int, purpose: str) -> None:
 
     Done before every step, so that what a step draws follows from (seed, step) and a resumed run draws the same.
     """
-    torch.manual_seed(_entropy(seed, moment, purpose))
+    entropy = _entropy(seed, moment, purpose)
+    if torch.cuda.is_initialized() or torch.backends.mps.is_available():  # type: ignore[no-untyped-call]
+        torch.manual_seed(entropy)
+    else:  # torch's function formats a stack trace for each device that is not there
+        torch.default_generator.manual_seed(entropy)
 
 
 @contextmanager
@@ -130,6 +178,26 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
             os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
         else:
             os.environ["CUBLAS_WORKSPACE_CONFIG"] = workspace
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Run a block in float32 as it is written: a GPU's convolutions use the shorter TF32 unless told not to."""
+    switches: list[tuple[Any, str, Any]]
+    if hasattr(torch.backends.cudnn, "conv"):  # torch 2.9 on; it refuses to mix these with the older switches
+        switches = [
+            (each, "fp32_precision", "ieee") for each in (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+        ]
+    else:
+        switches = [(each, "allow_tf32", False) for each in (torch.backends.cudnn, torch.backends.cuda.matmul)]
+    before = [getattr(place, name) for place, name, _ in switches]
+    try:
+        for place, name, value in switches:
+            setattr(place, name, value)
+        yield
+    finally:
+        for (place, name, _), value in zip(switches, before, strict=True):
+            setattr(place, name, value)
 
 
 def describe(device: torch.device) -> str:

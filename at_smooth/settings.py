@@ -14,6 +14,12 @@ class Settings(BaseModel):
 
     epochs: int = Field(default=200, ge=1, description="passes over the training set")
     batch_size: int = Field(default=128, ge=2, description="images in a step")
+    accumulate: int = Field(
+        default=1,
+        ge=1,
+        description="pieces that a batch is worked on in, one after the other, where memory is short; BatchNorm then "
+        "sees pieces",
+    )
     lr: float = Field(default=0.1, gt=0, description="learning rate at the start")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of SGD")
     weight_decay: float = Field(default=5e-4, ge=0, description="weight decay of SGD")

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-from at_smooth.engine import Engine, Observer
+from at_smooth.engine import Engine
 from at_smooth.exceptions import Interrupted
-from at_smooth.interruption import SIGNALS
+from at_smooth.interruption import SIGNALS, put_back
+from at_smooth.observer import Observer
+from at_smooth.ranks import Ranks
 
 
 class Stopper(Observer):
@@ -20,13 +22,17 @@ class Stopper(Observer):
     From the first step to the end a signal is noted, and heard after the step or the measured batch in hand. A second
     one is not kept waiting: it goes where it would have gone without this.
 
+    Several ranks stop together, after the same step, whoever of them got a signal. A second one changes nothing then:
+    torchrun sends it to every process that a Ctrl-C has reached already.
+
     Args:
-        save: Saves the engine's state.
+        save: Saves the engine's state; called on every rank.
     """
 
     def __init__(self, save: Callable[[Engine], None]) -> None:
         self._save = save
         self._came: int | None = None
+        self._ranks = Ranks()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stopper:
@@ -37,6 +43,7 @@ class Stopper(Observer):
 
     def started(self, engine: Engine) -> None:
         """Note signals from here on."""
+        self._ranks = engine.runtime.ranks
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
 
@@ -50,22 +57,28 @@ class Stopper(Observer):
 
     def finished(self, engine: Engine) -> None:
         """Nothing is left to save."""
+        came = self._agreed()
         self._let_go()
-        if self._came is not None:
-            os.kill(os.getpid(), self._came)
+        if came:
+            os.kill(os.getpid(), came)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._came is not None:
+        if self._came is not None and self._ranks.count == 1:
             self._let_go()
             os.kill(os.getpid(), number)
         self._came = number
 
     def _heed(self, engine: Engine) -> None:
-        if self._came is not None:
+        came = self._agreed()
+        if came:
             self._save(engine)
-            raise Interrupted(self._came, f"stopped {engine.where()}, and saved", saved=True)
+            self._ranks.wait()  # until the first has saved: torchrun ends all when one has ended
+            raise Interrupted(came, f"stopped {engine.where()}, and saved", saved=True)
+
+    def _agreed(self) -> int:
+        """The signal that came to any rank, or 0."""
+        return self._ranks.largest(self._came or 0)
 
     def _let_go(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        put_back(self._before)
         self._before = {}

@@ -30,11 +30,6 @@ if TYPE_CHECKING:
 _KEPT = ("recipe.yaml", "environment.json", "metrics.csv", "summary.json", "curves.png", "checkpoints/best.pt")
 
 
-def frozen(model: nn.Module) -> nn.Module:
-    """The model in eval mode, none of its parameters learning."""
-    return model.requires_grad_(False).eval()
-
-
 class TrainedOnTheSpot:
     """Teachers of a bare engine: its model's initial copy, trained on its data by another method, kept nowhere.
 
@@ -59,7 +54,8 @@ class TrainedOnTheSpot:
         student = self._engine
         model = copy.deepcopy(student.model)
         if path is not None:
-            weights = _weights(checkpoint.load(_checkpoint_at(path)), path)
+            source = path
+            weights = student.runtime.ranks.by_first(lambda: _weights(checkpoint.load(_checkpoint_at(source)), source))
         else:
             model.load_state_dict(self._initial)
             teacher = Engine(
@@ -77,7 +73,7 @@ class TrainedOnTheSpot:
                 model.load_state_dict(weights)
             except RuntimeError as error:
                 raise CheckpointError(f"the teacher {path} does not fit the student: {error}") from None
-        return frozen(student.runtime.place(model))
+        return student.runtime.teacher(model)
 
 
 @dataclass(frozen=True)
@@ -160,7 +156,8 @@ class SelfTeachers:
     """Teachers of a run: kept in the run's ``teachers/``, found in the user's cache, or trained and cached.
 
     Each is a run of its own with the student's recipe, another method and no smoothing; its best epoch by validation
-    (SA for the standard one, RA for a robust one) teaches.
+    (SA for the standard one, RA for a robust one) teaches. All ranks train it; the first looks after
+    the files.
 
     Args:
         kinship: The student's, which teachers must fit.
@@ -192,31 +189,45 @@ class SelfTeachers:
         """
         name = _kind(method, changes)
         own = self._folder / name / "checkpoints" / "best.pt"
-        if path is not None and not own.is_file():
-            source = _checkpoint_at(path)
-            content = checkpoint.load(source)
-            self._kinship.refuse_stranger(content, source)
-            _link(source, own)
-            self._note(f"teacher '{name}': {source}")
-        elif path is None:
+        if path is None:
             self._find_or_train(name, teacher_recipe(self._kinship.recipe, method, **changes))
-        content = checkpoint.load(own)
-        self._kinship.refuse_stranger(content, own)
+        content = self._runtime.ranks.by_first(lambda: self._content(name, path, own))
         with checkpoint.fitting(own):
             recipe = Recipe(**content["recipe"])
-        return frozen(self._runtime.place(network_from(content, recipe, _weights(content, own), own)))
+        network = network_from(content, recipe, _weights(content, own), own)
+        return self._runtime.teacher(network)
+
+    def _content(self, name: str, path: Path | None, own: Path) -> dict[str, Any]:
+        """What the checkpoint holds, of which the run has a copy."""
+        if path is not None and not own.is_file():
+            source = _checkpoint_at(path)
+            self._kinship.refuse_stranger(checkpoint.load(source), source)
+            _link(source, own)
+            self._note(f"teacher '{name}': {source}")
+        content = checkpoint.load(own)
+        self._kinship.refuse_stranger(content, own)
+        return content
 
     def _find_or_train(self, name: str, recipe: Recipe) -> None:
         own = self._folder / name
         cached = cache_directory() / "teachers" / teacher_key(recipe, self._kinship.fingerprint)
+        if not self._runtime.ranks.by_first(lambda: self._found(name, own, cached)):
+            self._train(recipe, own, name)
+        self._runtime.ranks.by_first(lambda: self._keep(own, cached))
+
+    def _found(self, name: str, own: Path, cached: Path) -> bool:
+        """Whether the run has the teacher, taken from the cache perhaps."""
         begun, done = (own / "recipe.yaml").is_file(), (own / "summary.json").is_file()
         if not begun and self._usable(cached):
             _copy_run(cached, own)
             self._note(f"self-teacher '{name}': reused from the cache ({cached})")
-            return
+            return True
         if not done:
             self._note(f"self-teacher '{name}': {'continued' if begun else 'trained first, then cached'}")
-            self._train(recipe, own, name)
+        return done
+
+    def _keep(self, own: Path, cached: Path) -> None:
+        """Put a teacher that was trained here into the cache."""
         last = own / "checkpoints" / "last.pt"
         if last.is_file():
             _publish(own, cached)

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from at_smooth.engine import Row
 from at_smooth.following import Progress, history_so_far, teachers_of
 from at_smooth.grouping import REMEDIES, recorded
 from at_smooth.lock import NAME as LOCK
+from at_smooth.measuring import Row
 from at_smooth.overfitting import drops_of
 from at_smooth.report_sections import duration
 from at_smooth.run import Run

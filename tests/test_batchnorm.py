@@ -76,3 +76,34 @@ def test_layers_that_the_raw_model_holds_frozen_keep_their_statistics():
     frozen = raw[0](images)
     torch.testing.assert_close(average[1].running_mean, frozen.mean((0, 2, 3)))
     assert not any(module.training for module in average)
+
+
+@pytest.mark.parametrize(("smoother", "refreshes"), [("swa", 2), ("iswa", 4), ("ema", 2)])
+def test_statistics_are_refreshed_where_they_are_looked_at_and_the_numbers_stay(
+    toy_data, smoother, refreshes, monkeypatch
+):
+    from at_smooth import AttackSpec, Engine, Runtime, Settings, Threat, create, engine
+
+    calls = []
+    original = engine.refresh_batchnorm
+    monkeypatch.setattr(engine, "refresh_batchnorm", lambda *args: calls.append(1) or original(*args))
+
+    def rows(**measuring):
+        torch.manual_seed(0)
+        calls.clear()
+        return Engine(
+            nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)),
+            toy_data(),
+            method=create("methods", "at"),
+            attack=AttackSpec.parse("pgd", Threat("Linf", 0.1), {"steps": 1}),
+            smoother=create("smoothers", smoother, {"start": 1}),
+            settings=Settings(epochs=5, batch_size=18, eval_steps=1, test_every=0, **measuring),
+            runtime=Runtime.choose("cpu"),
+        ).fit()
+
+    often = rows()
+    assert len(calls) == 4
+    seldom = rows(validate_every=3)  # after epochs 3 and 5
+    assert len(calls) == refreshes
+    for epoch in (2, 4):
+        assert {**seldom[epoch], "seconds": 0} == {**often[epoch], "seconds": 0}

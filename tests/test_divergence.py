@@ -76,14 +76,19 @@ def engine(toy_data):
 
 
 @pytest.mark.parametrize(
-    ("regularizer", "settings", "words"),
+    ("regularizer", "settings", "step", "words"),
     [
-        (Explosive(), {}, "the loss is nan at epoch 3, step 1 .*bomb nan.*the term 'bomb' alone"),
-        (BrokenGradient(), {}, "the gradients are not finite at epoch 3, step 1 .*Likely cause"),
-        (Overflow(), {"lr": 1e3}, "the weights are not finite at epoch 3, step 1 .*learning rate that is too high"),
+        (Explosive(), {}, 1, "the loss is nan at epoch 3, step 1 .*bomb nan.*the term 'bomb' alone"),
+        (BrokenGradient(), {}, 1, "the gradients are not finite at epoch 3, step 1 .*Likely cause"),
+        (
+            Overflow(),
+            {"lr": 1e3},
+            2,
+            "the weights are not finite since the update before, at epoch 3, step 2 .*too high",
+        ),
     ],
 )
-def test_it_stops_at_that_step_and_says_why(engine, regularizer, settings, words):
+def test_it_stops_at_that_step_and_says_why(engine, regularizer, settings, step, words):
     steps = []
 
     class Count(Observer):
@@ -93,13 +98,35 @@ def test_it_stops_at_that_step_and_says_why(engine, regularizer, settings, words
     exploding = engine(regularizer, **settings)
     with pytest.raises(DivergedError, match=words) as caught:
         exploding.fit(Count())
-    assert len(steps) == 4  # two epochs of two
+    assert len(steps) == 4 + step - 1  # two epochs of two
     assert caught.value.exit_code == 3
     dump = caught.value.dump
-    assert (dump["epoch"], dump["step"]) == (3, 1)
+    assert (dump["epoch"], dump["step"]) == (3, step)
     assert dump["clean"].shape == dump["perturbed"].shape == (18, 1, 4, 4)
     assert len(dump["indices"]) == len(dump["labels"]) == len(dump["logits"]) == 18
     assert dump["model"].keys() == exploding.model.state_dict().keys()
+
+
+class OverflowAtTheEnd(Regularizer):
+    """In the last step of an epoch the gradients are finite and larger than the rate can bear."""
+
+    def terms(self, step):
+        return {"method": step.loss, "push": step.logits.mean() * (3e38 if step.progress == 0.875 else 0)}
+
+
+def test_weights_that_the_last_step_of_an_epoch_broke_are_neither_measured_nor_saved(engine):
+    seen = []
+
+    class Watch(Observer):
+        def measured(self, engine):
+            seen.append(engine.epoch)
+
+    overflowing = engine(OverflowAtTheEnd(), lr=1e3, milestones=())
+    with pytest.raises(DivergedError, match=r"the weights are not finite in epoch 4.*too high"):
+        overflowing.fit(Watch())
+    assert set(seen) == {1, 2, 3}
+    with pytest.raises(DivergedError):
+        overflowing.state()
 
 
 def test_images_that_are_not_finite_are_named(engine, toy_images):

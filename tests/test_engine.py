@@ -18,8 +18,9 @@ from at_smooth import (
     Threat,
     create,
 )
-from at_smooth.engine import COLUMNS, TrainingLoss
 from at_smooth.interfaces import Batch
+from at_smooth.measuring import COLUMNS
+from at_smooth.step import TrainingLoss
 
 
 class Network(nn.Module):

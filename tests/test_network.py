@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from at_smooth import CheckpointError, OptionError
+from at_smooth import CheckpointError, OptionError, checkpoint, create, load_model
 from at_smooth.network import Normalize, build_network, network_from
 
 STATISTICS = ([0.5], [0.25])
@@ -43,3 +43,17 @@ def test_weights_that_do_not_fit_are_refused(tiny):
 def test_a_network_that_does_not_fit_into_memory_is_refused(tiny):
     with pytest.raises(OptionError, match=r"model mlp: too large with .*'width': 1000000000000"):
         build_network(tiny(model_options={"width": 10**12}), (1, 8, 8), 10, ([0.0], [1.0]))
+
+
+def test_integers_in_the_place_of_floats_are_refused(plain_run, tmp_path):
+    content = checkpoint.load(plain_run.checkpoint("best"))
+    content["raw"]["normalize.std"] = content["raw"]["normalize.std"].to(torch.int64)
+    checkpoint.save(tmp_path / "rounded.pt", content)
+    with pytest.raises(CheckpointError, match=r"normalize.std is torch.int64, not torch.float32"):
+        load_model(tmp_path / "rounded.pt")
+
+
+@pytest.mark.parametrize("model", ["mlp", "wrn-34-4"])
+def test_a_depth_that_no_memory_holds_is_refused_before_it_is_built(model):
+    with pytest.raises(OptionError, match="depth"):
+        create("models", model, {"depth": 10**9})

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from at_smooth import Run
 from at_smooth.cli import cli
-from at_smooth.engine import COLUMNS
+from at_smooth.measuring import COLUMNS
 from at_smooth.overfitting import decline_in, decline_of, drops_of
 from at_smooth.recovery import Figure, at_a_glance, figures, table
 

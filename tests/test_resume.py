@@ -213,8 +213,9 @@ def test_a_process_killed_at_random_moments_is_resumed_exactly(
 ):
     recipe = tiny(regularizer=regularizer, smoother=smoother, dataset_options=AUGMENTED, epochs=6)
     moments = random.Random(f"{regularizer} {smoother}")
-    began = time.perf_counter()
     whole = train(recipe, tmp_path / "whole")
+    began = time.perf_counter()
+    train(recipe, tmp_path / "timed")  # the first training of a process also imports, which its forks need not do again
     seconds = time.perf_counter() - began
     monkeypatch.setenv("AT_SMOOTH_CACHE", str(tmp_path / "cache"))
     path, kills, attempts = tmp_path / "run", 0, 0
@@ -319,3 +320,14 @@ def test_deterministic_holds_during_training_and_not_after(tiny, tmp_path):
     assert not torch.are_deterministic_algorithms_enabled()
     assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
     assert Run(tmp_path / "run").recipe.deterministic
+
+
+@pytest.mark.parametrize(("part", "name"), [("model", "normalize.std"), ("smoother", "module.normalize.std")])
+def test_integers_in_the_place_of_floats_are_refused(stopped_run, part, name):
+    recipe, path = stopped_run(after=3, smoother="swa")
+    last = path / "checkpoints" / "last.pt"
+    content = checkpoint.load(last)
+    content["state"][part][name] = content["state"][part][name].to(torch.int64)  # torch would round, here to 0
+    checkpoint.save(last, content)
+    with pytest.raises(CheckpointError, match=rf"last.pt.*{name} is torch.int64, not torch.float32"):
+        train(recipe, path, resume=True)

@@ -69,3 +69,35 @@ def test_the_memory_layout_changes_no_value():
 
 def test_a_device_has_words():
     assert describe(torch.device("cpu")).startswith("cpu (")
+
+
+def test_evaluation_wants_full_float32_of_a_gpu_and_puts_its_settings_back(toy_data):
+    from at_smooth import AttackSpec, Threat, measuring
+    from at_smooth.compilation import Compilation
+
+    new = hasattr(torch.backends.cudnn, "conv")
+    places = (torch.backends.cudnn.conv if new else torch.backends.cudnn, torch.backends.cuda.matmul)
+    name, short, full = ("fp32_precision", "tf32", "ieee") if new else ("allow_tf32", True, False)
+
+    def settings():
+        return [getattr(place, name) for place in places]
+
+    seen = []
+
+    class Look(torch.nn.Linear):
+        def forward(self, images):
+            seen.append(settings())
+            return super().forward(images.flatten(1))
+
+    attack = AttackSpec.parse("pgd", Threat("Linf", 0.1), {"steps": 1})
+    before = settings()
+    try:
+        for place in places:
+            setattr(place, name, short)
+        measuring.right_answers(Look(16, 3), toy_data().val, attack, Compilation(False))
+        assert settings() == [short, short]
+    finally:
+        for place, value in zip(places, before, strict=True):
+            setattr(place, name, value)
+    assert seen
+    assert all(each == [full, full] for each in seen)

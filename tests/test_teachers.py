@@ -1,10 +1,11 @@
+import copy
 import shutil
 
 import pytest
 import torch
 
-from at_smooth import CheckpointError, InputError, Run, load_data, load_model, train
-from at_smooth.teachers import cache_directory, frozen, teacher_key, teacher_recipe
+from at_smooth import CheckpointError, InputError, Run, Runtime, load_data, load_model, train
+from at_smooth.teachers import cache_directory, teacher_key, teacher_recipe
 
 BOTH = {"regularizer": "kd-std-adv"}
 
@@ -168,10 +169,21 @@ def test_a_teacher_learns_from_the_students_split(smoothed_run):
         assert load_data(smoothed_run.path / "teachers" / method).fingerprint() == student.fingerprint()
 
 
-def test_frozen_means_eval_mode_and_no_gradients():
-    model = frozen(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)))
-    assert not any(module.training for module in model.modules())
-    assert not any(parameter.requires_grad for parameter in model.parameters())
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_teacher_is_in_eval_mode_without_gradients_and_answers_as_under_autocast(precision):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 3, 3), torch.nn.BatchNorm2d(3), torch.nn.Flatten(), torch.nn.Linear(12, 2)
+    )
+    images, runtime = torch.rand(5, 1, 4, 4), Runtime.choose("cpu", precision)
+    with torch.no_grad(), runtime.autocast():
+        expected = copy.deepcopy(runtime.place(model)).eval()(images)
+    teacher = runtime.teacher(model)
+    assert not any(module.training for module in teacher.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert torch.equal(teacher(images), expected)  # outside a region of autocast too
+    with torch.no_grad(), runtime.autocast():
+        assert torch.equal(teacher(images), expected)
 
 
 def test_the_cache_is_the_users_unless_named(monkeypatch, tmp_path, cache):

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from at_smooth.exceptions import Interrupted, StorageError
+from at_smooth.exceptions import Interrupted, RankLostError, StorageError
+from at_smooth.interruption import SIGNALS, put_back
 
 
 @contextmanager
@@ -17,7 +18,7 @@ def interruptible(advice: Callable[[], str]) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise Interrupted(number, "stopped")
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {int(number): signal.signal(number, stop) for number in SIGNALS}
     try:
         yield
     except Interrupted as stopped:
@@ -25,6 +26,8 @@ def interruptible(advice: Callable[[], str]) -> Iterator[None]:
     except StorageError as error:
         error.add(f"Make room, or mend what is in the way; then {advice()}")
         raise
+    except RankLostError as error:
+        error.add(advice()[:1].upper() + advice()[1:])
+        raise
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        put_back(before)

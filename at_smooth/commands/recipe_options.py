@@ -36,6 +36,8 @@ def recipe_options(command: _F) -> _F:
         click.option("--smoother", help="What smooths the weights (see 'at-smooth plugins smoothers')."),
         click.option("--epochs", type=int, help="Passes over the training set."),
         click.option("--batch-size", type=int, help="Images in a step."),
+        click.option("--accumulate", type=int, metavar="N",
+                     help="Work on a batch in N pieces, one after the other, where memory is short. [default: 1]"),
         click.option("--lr", type=float, help="Learning rate at the start."),
         click.option("--seed", type=int, help="Decides split, order, initial weights and noise. [default: 0]"),
         click.option("--device", help="auto, cpu, cuda, cuda:1, ... [default: auto]"),

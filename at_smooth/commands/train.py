@@ -38,35 +38,45 @@ def train(out: Path | None, resume: bool, override: bool, dry_run: bool, **given
     from at_smooth.recipe import Recipe
     from at_smooth.report import rich_table, summary_rows
     from at_smooth.run import refuse_taken
+    from at_smooth.torchrun import process_group
 
-    source = given["recipe_name"]
-    if resume and out is not None:
-        source = source or str(out / "recipe.yaml")
-        if not (out / "recipe.yaml").is_file():
-            raise InputError(f"there is no run to resume at {out}: it holds no recipe.yaml.")
-    recipe = recipe_from(source, changes) if source else Recipe(**changes)
-    if dry_run:
-        click.echo(plan(recipe))
-        return
+    def chosen() -> Recipe:
+        source = given["recipe_name"]
+        if resume and out is not None:
+            source = source or str(out / "recipe.yaml")
+            if not (out / "recipe.yaml").is_file():
+                raise InputError(f"there is no run to resume at {out}: it holds no recipe.yaml.")
+        return recipe_from(source, changes) if source else Recipe(**changes)
 
-    console = Console()
-    path = out or experiment.free_path(recipe)
-    if not resume:
-        refuse_taken(path)
-    console.print(headline(recipe), highlight=False, soft_wrap=True)
-    console.print(f"run directory: {path}", highlight=False, markup=False, soft_wrap=True)
+    def chosen_path() -> Path:
+        path = out or experiment.free_path(recipe)
+        if not resume:
+            refuse_taken(path)
+        return path
 
     def advice() -> str:
         if not (path / "recipe.yaml").exists():
             return "nothing was written yet"
-        return f"continue with: at-smooth train --out {shlex.quote(str(path))} --resume"
+        also = ", by torchrun on any number of processes or without it" if ranks.count > 1 else ""
+        return f"continue with: at-smooth train --out {shlex.quote(str(path))} --resume{also}"
 
-    with interruptible(advice), _retry_offered(recipe.on_divergence, path):
-        run = experiment.train(recipe, path, resume=resume, override=override, progress=Terminal(console))
-    if recipe.test_every:
-        console.print()
-        console.print(rich_table(summary_rows(run.summary), "test accuracy, percent"))
-    console.print(f"curves: {run.path / 'curves.png'}", highlight=False, markup=False, soft_wrap=True)
+    with process_group() as ranks:
+        recipe = ranks.by_first(chosen)
+        console = Console(quiet=not ranks.first)
+        if dry_run:
+            console.out(plan(recipe), highlight=False)
+            return
+        path = ranks.by_first(chosen_path)
+        console.print(headline(recipe), highlight=False, soft_wrap=True)
+        console.print(f"run directory: {path}", highlight=False, markup=False, soft_wrap=True)
+        with interruptible(advice), _retry_offered(recipe.on_divergence, path):
+            run = experiment.train(recipe, path, resume=resume, override=override, progress=Terminal(console))
+        if not ranks.first:
+            return
+        if recipe.test_every:
+            console.print()
+            console.print(rich_table(summary_rows(run.summary), "test accuracy, percent"))
+        console.print(f"curves: {run.path / 'curves.png'}", highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager

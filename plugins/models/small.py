@@ -14,7 +14,7 @@ class MLP(Architecture):
     """A multilayer perceptron with BatchNorm and ReLU after each hidden layer."""
 
     width: int = Field(default=512, ge=1, description="units in each hidden layer")
-    depth: int = Field(default=2, ge=0, description="hidden layers")
+    depth: int = Field(default=2, ge=0, le=1000, description="hidden layers")
 
     def build(self, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
         """Any image shape."""

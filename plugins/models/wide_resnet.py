@@ -76,7 +76,7 @@ class WideResNet(nn.Module):
 class WRN344(Architecture):
     """Wide ResNet 34-4 (Table 3): 7.4 million parameters at 10 classes."""
 
-    depth: int = Field(default=34, ge=10, description="layers, 6 n + 4")
+    depth: int = Field(default=34, ge=10, le=1000, description="layers, 6 n + 4")
     width: int = Field(default=4, ge=1, description="how many times wider than a plain ResNet")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="probability of dropping within each block")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import PrivateAttr
 from torch import nn
@@ -13,6 +13,8 @@ from at_smooth import OptionError, WeightSmoother
 
 class Averaging(WeightSmoother):
     """A smoother that keeps an average; its subclasses say when the average moves, and how."""
+
+    reads_statistics: ClassVar[bool] = False
 
     _average: AveragedModel = PrivateAttr()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from pydantic import Field, PrivateAttr
 from torch import nn
@@ -45,6 +47,8 @@ class SWA(Averaging):
 
 class ISWA(SWA):
     """iSWA (A1.6): as SWA, but each epoch starts from the average, W_T = W_SWA(T-1) + dW."""
+
+    reads_statistics: ClassVar[bool] = True
 
     def before_epoch(self, model: nn.Module, epoch: int) -> None:
         """Start from the average."""

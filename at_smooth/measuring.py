@@ -1,0 +1,65 @@
+"""SA and RA of a model while it trains, and the rows that they are kept in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from at_smooth.attacks import Adversary, AttackSpec
+from at_smooth.compilation import Compilation
+from at_smooth.data import Part
+from at_smooth.modes import kept_modes
+from at_smooth.ranks import Ranks
+from at_smooth.runtime import full_float32
+
+#: One row of ``metrics.csv``: percent, None where not measured.
+Row = dict[str, float | int | None]
+
+#: The columns of a row, in their order.
+COLUMNS = [
+    *("epoch", "lr", "train_loss", "train_acc"),
+    *("val_sa", "val_ra", "test_sa", "test_ra"),
+    *("smoothed_val_sa", "smoothed_val_ra", "smoothed_test_sa", "smoothed_test_ra"),
+    "seconds",
+]
+
+_BATCH = 512
+
+
+def right_answers(
+    model: nn.Module,
+    part: Part,
+    attack: AttackSpec,
+    compilation: Compilation,
+    after_batch: Callable[[], None] = lambda: None,
+    ranks: Ranks | None = None,
+) -> tuple[int, int]:
+    """How many images a model gets right, clean and under attack: in eval mode, in float32, not yet a percentage.
+
+    Args:
+        model: From images (N, C, H, W) in [0, 1] to logits (N, K); its modes are as before afterwards.
+        part: The examples, on its device.
+        attack: What perturbs the images.
+        compilation: Says what of it runs compiled.
+        after_batch: Called after each batch, as often on each rank.
+        ranks: Who shares each batch; the default is this process alone.
+    """
+    ranks = ranks or Ranks()
+    adversary = Adversary(model, attack)
+    standard = torch.zeros((), dtype=torch.int64, device=part.labels.device)
+    robust = standard.clone()
+    with kept_modes(model), full_float32(), compilation.nothing():
+        model.eval()
+        size = min(_BATCH * ranks.count, part.n)
+        for batch in part.batches(size, ranks):
+            if len(batch):
+                with compilation.of(f"attack on {size}" if (batch.whole or len(batch)) == size else None):
+                    perturbed = adversary(batch.clean, batch.labels)
+                with torch.no_grad():
+                    standard += (model(batch.clean).argmax(1) == batch.labels).sum()
+                    robust += (model(perturbed).argmax(1) == batch.labels).sum()
+            after_batch()
+    right = ranks.total(torch.stack([standard, robust])).tolist()
+    return right[0], right[1]

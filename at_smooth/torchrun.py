@@ -1,0 +1,175 @@
+"""A process that torchrun started: its process group, and who says what when a training of several ends early.
+
+Each rank that ends by an error of its own puts its exit code into the store that torchrun's agent holds, which outlives
+any of them. So a rank that loses its connection can tell a partner that ended (and says why itself) from one that died.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import timedelta
+from typing import Any
+
+import click
+import torch
+import torch.distributed as dist
+
+from at_smooth.exceptions import Interrupted, RankLostError
+from at_smooth.interruption import ignore_signals
+from at_smooth.ranks import Ranks
+
+#: What torchrun tells its processes.
+_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+#: How long the ranks wait for each other at most. A rank that dies is noticed at once, by its connections.
+_PATIENCE = timedelta(minutes=20)
+#: Seconds that the others wait for the first rank's words.
+_GRACE = 5.0
+
+_store: list[Any] = []  # of the group that this process made last
+_meetings = itertools.count()  # the agent's store outlives a group, so each group has keys of its own
+
+
+def ranks_started() -> Ranks:
+    """This process among those that torchrun started; one alone without it."""
+    if any(not os.environ.get(name) for name in _VARIABLES):
+        return Ranks.here()
+    return Ranks(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+
+
+@contextmanager
+def process_group() -> Iterator[Ranks]:
+    """The ranks of this training. Where torchrun started this process, they meet here, and part when the block ends.
+
+    A group that is there already is used as it is. Messages go by gloo, gradients on GPUs by NCCL.
+
+    Raises:
+        RankLostError: Another rank died or does not answer.
+    """
+    ranks = ranks_started()
+    if Ranks.here().count > 1 or ranks.count == 1:
+        with losses_told() if Ranks.here().count > 1 else nullcontext():
+            yield Ranks.here()
+        return
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # some builds of torch have neither
+    from torch.distributed.rendezvous import rendezvous
+
+    with losses_told():
+        gpus = torch.cuda.is_available()
+        if gpus and ranks.local < torch.cuda.device_count():
+            torch.cuda.set_device(ranks.local)
+        store, _, _ = next(rendezvous("env://", timeout=_PATIENCE))
+        meeting = next(_meetings)
+        _store[:] = [PrefixStore(f"at-smooth-{meeting}", store)]
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if gpus else "gloo",
+            store=PrefixStore(f"group-{meeting}", store),
+            rank=ranks.number,
+            world_size=ranks.count,
+            timeout=_PATIENCE,
+        )
+    try:
+        with losses_told():
+            yield ranks
+            ranks.wait()
+    except BaseException as error:
+        if not isinstance(error, RankLostError):
+            _note_end(ranks, error)
+        if not gpus:  # the others learn of it at once; NCCL might wait for what never comes
+            dist.destroy_process_group()
+        raise
+    _part(ranks)
+    dist.destroy_process_group()
+
+
+def _part(ranks: Ranks) -> None:
+    """Wait, by the store, until no rank is in a collective: gloo ends a process whose partner hangs up in one."""
+    patience = time.monotonic() + _GRACE
+    with suppress(RuntimeError):
+        _store[0].add("done", 1)
+        while _store[0].add("done", 0) < ranks.count and time.monotonic() < patience:
+            time.sleep(0.01)
+
+
+@contextmanager
+def losses_told() -> Iterator[None]:
+    """Turn what torch says of a broken connection into one error of the family.
+
+    From then on SIGINT and SIGTERM are ignored, for torchrun sends them to all that are left, which are ending anyway.
+
+    Raises:
+        RankLostError: Another rank died or does not answer.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if ranks_started().count == 1 or not _is_loss(error):
+            raise
+        ignore_signals()
+        raise RankLostError("another process of this training was lost, or no longer answers.") from error
+
+
+def _is_loss(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
+
+
+def _note_end(ranks: Ranks, error: BaseException) -> None:
+    code = getattr(error, "exit_code", 1)
+    with suppress(RuntimeError):
+        _store[0].set(f"ended/{ranks.number}", str(code))
+        _store[0].set("ended", f"{ranks.number} {code}")
+
+
+def last_words(text: str, error: BaseException, exit_code: int) -> int:
+    """Print why this process ends, on standard error: one rank for all of them, where they end for the same reason.
+
+    Args:
+        text: What to say.
+        error: Why.
+        exit_code: What this process would exit with.
+
+    Returns:
+        What it should exit with: where it only follows another rank, that one's code.
+    """
+    ranks = ranks_started()
+    if ranks.count == 1 or not _store:  # or so early that all ranks do the same
+        if ranks.first:
+            click.echo(text, err=True)
+        return exit_code
+    try:
+        return _agreed_words(ranks, text, error, exit_code)
+    except RuntimeError:  # whoever held the store is gone
+        click.echo(text, err=True)
+        return exit_code
+
+
+def _agreed_words(ranks: Ranks, text: str, error: BaseException, exit_code: int) -> int:
+    store = _store[0]
+    if isinstance(error, RankLostError | Interrupted):
+        other, code = (int(part) for part in _value(store, "ended", f"{ranks.number} {exit_code}").split())
+        if other != ranks.number and code != exit_code:
+            return code  # it follows a rank that says why itself
+    if not ranks.first and _told(store, exit_code):
+        return exit_code
+    if isinstance(error, RankLostError) and store.add("loss", 1) > 1:
+        return exit_code
+    click.echo(text if ranks.first or isinstance(error, RankLostError) else f"rank {ranks.number}: {text}", err=True)
+    if ranks.first:
+        store.set("told", str(exit_code))
+    return exit_code
+
+
+def _value(store: Any, key: str, default: str) -> str:
+    return str(store.get(key).decode()) if store.check([key]) else default
+
+
+def _told(store: Any, exit_code: int) -> bool:
+    """Whether the first rank says the same; waits for it, so that it has been printed when this process ends."""
+    patience = time.monotonic() + _GRACE
+    while not store.check(["told"]) and time.monotonic() < patience:
+        time.sleep(0.05)
+    return int(_value(store, "told", "-1")) == exit_code
