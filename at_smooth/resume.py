@@ -10,9 +10,9 @@ from torch import Tensor
 from at_smooth import checkpoint
 from at_smooth.engine import Engine
 from at_smooth.exceptions import CheckpointError, RunError
-from at_smooth.measuring import COLUMNS
 from at_smooth.recipe import HARMLESS, Recipe
 from at_smooth.run import BEST, Run
+from at_smooth.state import check
 from at_smooth.versions import versions
 
 
@@ -81,6 +81,7 @@ def restore(engine: Engine, run: Run, content: dict[str, Any]) -> None:
 
 def _check(engine: Engine, state: dict[str, Any]) -> None:
     """Refuse a state whose parts do not belong together, before it is taken up."""
+    check(state)
     history, underway, steps = state["history"], state["underway"], engine.schedule.steps_per_epoch
     batches = underway["batches"] if underway and underway["epoch"] == state["epoch"] else 0
     if [row["epoch"] for row in history] != list(range(1, len(history) + 1)):
@@ -89,20 +90,8 @@ def _check(engine: Engine, state: dict[str, Any]) -> None:
         raise ValueError(f"it has {len(history)} rows and is of epoch {state['epoch']}")
     if state["step"] != state["epoch"] * steps + batches:
         raise ValueError(f"step {state['step']} is not in epoch {state['epoch']}")
-    rows = [*history, *(best["row"] for best in state["best"].values() if best["row"] != {})]
-    for row in rows:
-        wrong = [name for name in COLUMNS if not isinstance(row[name], int | float | None)]
-        if wrong or len(row) != len(COLUMNS):
-            raise ValueError(f"the row of epoch {row['epoch']} has no number for {', '.join(wrong) or 'each column'}")
-    for name in engine.best:
-        if not isinstance(state["best"][name]["score"], int | float):
-            raise ValueError(f"the best score of the {name} weights is no number")
     checkpoint.refuse_other_kinds(engine.model.state_dict(), state["model"])
     checkpoint.refuse_other_kinds(engine.smoother.state(), state["smoother"])
-    if not isinstance(state["stale"], bool):
-        raise ValueError("stale is neither true nor false")
-    if not isinstance(state["retries"], int):
-        raise ValueError("retries is no number")
     _check_optimizer(engine, state)
 
 
