@@ -109,6 +109,7 @@ def _check_optimizer(engine: Engine, state: dict[str, Any]) -> None:
         buffer = remembered["momentum_buffer"]
         if buffer is not None and buffer.shape != parameters[number].shape:
             raise ValueError(f"the momentum of parameter {number} is of another shape")
+        checkpoint.refuse_other_kinds({"momentum_buffer": parameters[number]}, remembered)
     schedule, moving = state["lr"], ("last_epoch", "_step_count", "_last_lr")
     for name, value in engine.lr_schedule.state_dict().items():
         if name not in moving and schedule[name] != value:
