@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -27,6 +28,7 @@ from at_smooth.settings import Settings
 from at_smooth.step import Moment, Taken, TrainingLoss, TrainingStep
 
 _LAST = 5  # the paper's Table A7 reports the mean of the last five epochs
+_SMALL = 2**15  # values of images that any machine takes at once: 512 of 1x8x8
 _RETRIES = 3  # times that a training goes back and lowers its learning rate, if it may
 
 
@@ -215,6 +217,7 @@ class Engine:
                 part,
                 self._evaluation,
                 self._compilation,
+                self._measured_at_once(),
                 lambda: self._tell("measured"),
                 ranks,
             )
@@ -398,6 +401,11 @@ class Engine:
         due = ["val"] if self.epoch % self.settings.validate_every == 0 or left == 0 else []
         testing = every and self.data.test.n and (self.epoch % every == 0 or left < _LAST)
         return [*due, "test"] if testing else due
+
+    def _measured_at_once(self) -> int:
+        """What fits in training fits here; of small images more do, and one by one they would take longer."""
+        in_training = math.ceil(self.settings.batch_size / self.settings.accumulate)
+        return max(in_training, _SMALL // math.prod(self.data.shape))
 
     def _improves(self, weights: str, row: Row) -> bool:
         model = self.model if weights == "raw" else self.smoother.smoothed()

@@ -25,14 +25,13 @@ COLUMNS = [
     "seconds",
 ]
 
-_BATCH = 512
-
 
 def right_answers(
     model: nn.Module,
     part: Part,
     attack: AttackSpec,
     compilation: Compilation,
+    batch_size: int,
     after_batch: Callable[[], None] = lambda: None,
     ranks: Ranks | None = None,
 ) -> tuple[int, int]:
@@ -43,6 +42,7 @@ def right_answers(
         part: The examples, on its device.
         attack: What perturbs the images.
         compilation: Says what of it runs compiled.
+        batch_size: Images at once, on all ranks together.
         after_batch: Called after each batch, as often on each rank.
         ranks: Who shares each batch; the default is this process alone.
     """
@@ -52,7 +52,7 @@ def right_answers(
     robust = standard.clone()
     with kept_modes(model), full_float32(), compilation.nothing():
         model.eval()
-        size = min(_BATCH * ranks.count, part.n)
+        size = min(batch_size, part.n)
         for batch in part.batches(size, ranks):
             if len(batch):
                 with compilation.of(f"attack on {size}" if (batch.whole or len(batch)) == size else None):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from at_smooth.allocation import keep_freed_memory
 from at_smooth.exceptions import OptionError
 from at_smooth.lowering import Converted, converted_weights
 from at_smooth.ranks import Ranks
@@ -39,25 +40,17 @@ class Runtime:
     def choose(
         cls, device: str = "auto", precision: str = "fp32", compile: bool = False, ranks: Ranks | None = None
     ) -> Runtime:
-        """Resolve ``"auto"`` to the best device that is there; of several ranks each has a GPU of its own.
+        """A device that is there, see :func:`usable_device`, and the process set up to be fast on it.
 
         Raises:
             OptionError: The device does not exist or is not available.
         """
         ranks = ranks or Ranks()
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if ranks.count > 1 and device.startswith("cuda"):
-            device = _own_gpu(device, ranks)
-        try:
-            chosen = torch.device(device)
-            torch.empty(0, device=chosen)
-        except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-            reason = str(error).splitlines()[0]
-            raise OptionError(f"device '{device}' cannot be used ({reason}). Try --device cpu.") from None
+        chosen = usable_device(device, ranks)
         if chosen.type == "cpu":
             # Near-zero losses make denormal numbers, which slow a CPU's arithmetic many times.
             torch.set_flush_denormal(True)
+            keep_freed_memory()
         elif chosen.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
             torch.backends.cudnn.benchmark = True  # batches have one size, so the search for the fastest way pays
         return cls(chosen, precision, compile, ranks)
@@ -91,6 +84,26 @@ class Runtime:
             return
         with converted_weights(model, torch.bfloat16), self.autocast():
             yield
+
+
+def usable_device(device: str, ranks: Ranks | None = None) -> torch.device:
+    """Resolve ``"auto"`` to the best device that is there; of several ranks each has a GPU of its own.
+
+    Raises:
+        OptionError: The device does not exist or is not available.
+    """
+    ranks = ranks or Ranks()
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if ranks.count > 1 and device.startswith("cuda"):
+        device = _own_gpu(device, ranks)
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise OptionError(f"device '{device}' cannot be used ({reason}). Try --device cpu.") from None
+    return chosen
 
 
 def _own_gpu(device: str, ranks: Ranks) -> str:

@@ -32,7 +32,7 @@ from at_smooth.bench.rate import synchronize
 from at_smooth.experiment import build_engine
 from at_smooth.network import build_network
 from at_smooth.results import refuse_taken_file, write_json
-from at_smooth.runtime import limited_threads
+from at_smooth.runtime import limited_threads, usable_device
 from at_smooth.tables import Table
 
 NEVER = 10**4  # epochs: the settings' end, which is not waited for
@@ -210,9 +210,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     def make() -> nn.Module:
         return build_network(recipe, data.shape, data.num_classes, data.pixel_statistics())
 
-    runtime = Runtime.choose(options.device, options.precision, options.compile)
-    torch.set_flush_denormal(False)  # torch's default, which scripts leave
-    plain = Plain(make, data, recipe, runtime.device)
+    plain = Plain(make, data, recipe, usable_device(options.device))  # torch as scripts leave it
     theirs: list[dict[str, float]] = []
     _warm_up()
     for number in range(options.rounds):

@@ -94,7 +94,7 @@ def test_evaluation_wants_full_float32_of_a_gpu_and_puts_its_settings_back(toy_d
     try:
         for place in places:
             setattr(place, name, short)
-        measuring.right_answers(Look(16, 3), toy_data().val, attack, Compilation(False))
+        measuring.right_answers(Look(16, 3), toy_data().val, attack, Compilation(False), 16)
         assert settings() == [short, short]
     finally:
         for place, value in zip(places, before, strict=True):

@@ -11,6 +11,7 @@ from at_smooth import (
     Adversary,
     AttackSpec,
     Batch,
+    Data,
     Engine,
     Observer,
     OptionError,
@@ -300,10 +301,10 @@ def graphs(monkeypatch):
 
 
 def test_each_kind_of_work_is_compiled_once(engine, graphs, toy_images, monkeypatch):
-    from at_smooth import Data, measuring
-
-    monkeypatch.setattr(measuring, "_BATCH", 8)
-    data = Data.split(toy_images(), validation=0.25)  # 36 to train and 12 to validate: each leaves a smaller batch
+    data = Data.split(toy_images(), validation=0.4)
+    assert data.train.n % 16 > 0
+    assert 16 < data.val.n < 32  # each leaves a smaller batch
+    monkeypatch.setattr("at_smooth.engine._SMALL", 0)
     parts = {"regularizer": create("regularizers", "kd-std-adv"), "smoother": create("smoothers", "swa", {"start": 1})}
     engine(convolutions, precision="bf16", compile=True, data=data, batch_size=16, epochs=4, **parts).fit()
     assert (

@@ -17,7 +17,7 @@ from at_smooth.engine import Engine
 from at_smooth.experiment import build_engine
 from at_smooth.interfaces import Batch
 from at_smooth.observer import Observer
-from at_smooth.runtime import Runtime
+from at_smooth.runtime import Runtime, usable_device
 
 
 class Watch(Protocol):
@@ -55,8 +55,7 @@ def plain(workload: Workload, variant: Variant, watch: Watch) -> None:
     Its batches are the engine's, and so is the mode in which BatchNorm is attacked. Whatever the variant.
     """
     recipe, spec = workload.recipe, workload.attack
-    device = Runtime.choose(recipe.device).device
-    torch.set_flush_denormal(False)  # torch's default
+    device = usable_device(recipe.device)  # torch as it is: nothing is set up for the engine
     model = workload.network().to(device)
     attack = _attack(model, spec)
     if spec.mode == "train":

@@ -11,13 +11,13 @@ import torch
 
 from at_smooth._version import __version__
 from at_smooth.recipe import Recipe
-from at_smooth.runtime import Runtime
+from at_smooth.runtime import usable_device
 from at_smooth.versions import installed
 
 
 def machine(recipe: Recipe) -> dict[str, Any]:
     """What times depend on, and what cannot be seen from a recipe."""
-    device = Runtime.choose(recipe.device).device
+    device = usable_device(recipe.device)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "processor": _processor(),

@@ -20,7 +20,7 @@ from at_smooth.bench.passes import step_flops
 from at_smooth.bench.rate import Stand, layers_of, synchronize
 from at_smooth.bench.workload import Variant, Workload
 from at_smooth.exceptions import AtSmoothError
-from at_smooth.runtime import Runtime, limited_threads
+from at_smooth.runtime import Runtime, limited_threads, usable_device
 
 
 class Over(Exception):  # noqa: N818 - no error: how a contender that trains for ever is told to stop
@@ -130,7 +130,7 @@ def serve(line: Line) -> None:
         with limited_threads(workload.recipe.threads):
             if task["contender"] == "rate":
                 rate(workload, variant, line)
-            watch = Stopwatch(line, Runtime.choose(workload.recipe.device).device)
+            watch = Stopwatch(line, usable_device(workload.recipe.device))
             getattr(contenders, task["contender"])(workload, variant, watch)
     except Over:
         return
