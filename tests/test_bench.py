@@ -281,7 +281,7 @@ def test_the_command_prints_a_table_and_writes_every_figure(tmp_path):
     [
         ("protocol",
          "--model convnet --train 32 --val 8 --test 8 --batch-size 16 --steps 1 --eval-steps 1 --no-compile",
-         "epoch, as published against as asked"),
+         "epoch, as asked, --validate-every 10"),
         ("scaling", "--axis classes --rounds 1 --threads 1", "over the upper half"),
     ],
 )  # fmt: skip
