@@ -6,7 +6,7 @@ import inspect
 import re
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -21,6 +21,7 @@ from pydantic import (
 from torch import Tensor, nn
 
 from at_smooth.exceptions import OptionError, explain, nearest
+from at_smooth.fast_layers import fast_layers
 from at_smooth.modes import kept_modes
 from at_smooth.threat import OptionalPixels, Threat, parse_pixels
 
@@ -243,14 +244,17 @@ class Adversary:
         model: From images (N, C, H, W) in [0, 1] to logits (N, K), already on its device.
         spec: The attack.
         targeted: Whether the labels that it is called with are classes to reach, not classes to leave.
+        fast: Whether the model's layers may run in faster forms meanwhile, equal up to rounding
+            (:func:`at_smooth.fast_layers.fast_layers`).
 
     Raises:
         OptionError: The attack cannot be built, or not targeted.
     """
 
-    def __init__(self, model: nn.Module, spec: AttackSpec, *, targeted: bool = False) -> None:
+    def __init__(self, model: nn.Module, spec: AttackSpec, *, targeted: bool = False, fast: bool = False) -> None:
         self.spec = spec
         self._model = model
+        self._faster = fast_layers if fast else nullcontext
         self._attack = spec.build(_Shield(model, spec.views_gradients))
         if targeted:
             if "targeted" not in self._attack.supported_mode:
@@ -269,7 +273,7 @@ class Adversary:
         """
         if self.spec.threat.eps == 0:  # the L2 projection would divide nothing by nothing
             return images.clone()
-        with attackable(self._model, self.spec.mode):
+        with attackable(self._model, self.spec.mode), self._faster(self._model):
             perturbed: Tensor = self._attack(images.contiguous(), labels)
         return perturbed
 

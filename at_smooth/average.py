@@ -72,7 +72,7 @@ def average_snapshots(
         raise InputError(f"{path} exists and is not written over. Choose another --out.")
     recipe = run.recipe
     with limited_threads(recipe.threads), deterministic_algorithms(recipe.deterministic):
-        runtime = Runtime.choose(recipe.device, recipe.precision)
+        runtime = Runtime.choose(recipe.device, recipe.precision, fast_layers=recipe.fast_layers)
         engine = build_engine(recipe, prepare_data(recipe), runtime)
         content, averaged = _averaged(engine, run, epochs)
         _refresh(engine, averaged, epochs[-1] - 1, bn)

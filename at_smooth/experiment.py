@@ -81,7 +81,7 @@ def train(
 
 def _train(recipe: Recipe, path: Path, resume: bool, override: bool, progress: Progress, role: str) -> Run:
     ranks = Ranks.here()
-    runtime = Runtime.choose(recipe.device, recipe.precision, recipe.compile, ranks)
+    runtime = Runtime.choose(recipe.device, recipe.precision, recipe.compile, ranks, recipe.fast_layers)
     data = _prepare_data_by_turns(recipe, ranks)
     kinship = Kinship(recipe, data.fingerprint(), data.shape, data.num_classes)
     if ranks.by_first(lambda: kinship.fingerprint) != kinship.fingerprint:

@@ -34,6 +34,7 @@ def right_answers(
     batch_size: int,
     after_batch: Callable[[], None] = lambda: None,
     ranks: Ranks | None = None,
+    fast_layers: bool = False,
 ) -> tuple[int, int]:
     """How many images a model gets right, clean and under attack: in eval mode, in float32, not yet a percentage.
 
@@ -45,9 +46,10 @@ def right_answers(
         batch_size: Images at once, on all ranks together.
         after_batch: Called after each batch, as often on each rank.
         ranks: Who shares each batch; the default is this process alone.
+        fast_layers: Whether the attack may run layers in faster forms; what it finds is judged by the model as it is.
     """
     ranks = ranks or Ranks()
-    adversary = Adversary(model, attack)
+    adversary = Adversary(model, attack, fast=fast_layers)
     standard = torch.zeros((), dtype=torch.int64, device=part.labels.device)
     robust = standard.clone()
     with kept_modes(model), full_float32(), compilation.nothing():

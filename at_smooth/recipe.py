@@ -27,10 +27,13 @@ PLUGIN_FIELDS = {
 }
 
 #: Fields that shape neither the weights nor which epoch is the best.
-CIRCUMSTANCES = ("data_dir", "device", "threads", "compile", "keep_checkpoints", "test_every")
+CIRCUMSTANCES = ("data_dir", "device", "threads", "compile", "fast_layers", "keep_checkpoints", "test_every")
 
 #: Fields that may change when a run is continued, if the user says so: what was trained stays what it is.
-HARMLESS = ("data_dir", "device", "threads", "compile", "deterministic", "keep_checkpoints", "on_divergence")
+HARMLESS = (
+    *("data_dir", "device", "threads", "compile", "fast_layers", "deterministic"),
+    *("keep_checkpoints", "on_divergence"),
+)
 
 Options = dict[str, Any]
 
@@ -70,6 +73,11 @@ class Recipe(Settings):
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="arithmetic of training")
     threads: int | None = Field(default=None, ge=1, le=1024, description="CPU threads; default: torch's, one a core")
     compile: bool = Field(default=False, description="compile the model; pays for large networks")
+    fast_layers: bool = Field(
+        default=True,
+        description="attack in float32 on a CPU with layers in faster forms, equal up to rounding: Winograd's "
+        "convolution, BatchNorm in eval mode as an affine map",
+    )
     deterministic: bool = Field(
         default=False,
         description="let a GPU use only algorithms that give the same bits every time, which is slower; a CPU does so "

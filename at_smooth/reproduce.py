@@ -153,7 +153,7 @@ class Forecast:
 
 def _measure(recipe: Recipe, size: Size) -> tuple[float, float]:
     """Seconds an image for a training step and for an evaluation."""
-    runtime = Runtime.choose(recipe.device, recipe.precision)
+    runtime = Runtime.choose(recipe.device, recipe.precision, fast_layers=recipe.fast_layers)
     batch = min(recipe.batch_size, 4 if runtime.device.type == "cpu" else recipe.batch_size)
     with fenced_randomness(0, "forecast"):
         images = torch.randint(0, 256, (batch, *size.shape), dtype=torch.uint8)

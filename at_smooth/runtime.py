@@ -29,16 +29,24 @@ class Runtime:
         precision: ``"fp32"``, or ``"bf16"`` for autocast in training; evaluation is always float32.
         compile: Whether training compiles the model (``torch.compile``); pays for large networks.
         ranks: The processes that share the work.
+        fast_layers: Whether attacks may run layers in faster forms that are equal up to rounding; they do in float32
+            on a CPU.
     """
 
     device: torch.device
     precision: str = "fp32"
     compile: bool = False
     ranks: Ranks = field(default_factory=Ranks)
+    fast_layers: bool = True
 
     @classmethod
     def choose(
-        cls, device: str = "auto", precision: str = "fp32", compile: bool = False, ranks: Ranks | None = None
+        cls,
+        device: str = "auto",
+        precision: str = "fp32",
+        compile: bool = False,
+        ranks: Ranks | None = None,
+        fast_layers: bool = True,
     ) -> Runtime:
         """A device that is there, see :func:`usable_device`, and the process set up to be fast on it.
 
@@ -53,7 +61,7 @@ class Runtime:
             keep_freed_memory()
         elif chosen.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
             torch.backends.cudnn.benchmark = True  # batches have one size, so the search for the fastest way pays
-        return cls(chosen, precision, compile, ranks)
+        return cls(chosen, precision, compile, ranks, fast_layers)
 
     def place(self, model: nn.Module) -> nn.Module:
         """Move a model to the device, in the memory layout in which convolutions are fastest."""

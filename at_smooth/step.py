@@ -154,7 +154,7 @@ class TrainingStep:
 
     def _judged(self, batch: Batch, pieces: list[_Piece], moment: Moment) -> Taken:
         """The step's figures, if the loss and the gradients are finite."""
-        gradients = [parameter.grad for parameter in self._learning if parameter.grad is not None]
+        gradients = [gradient for parameter in self._learning if (gradient := parameter.grad) is not None]
         loss = torch.stack([piece.loss * (len(piece.batch) / len(batch)) for piece in pieces]).sum()
         sound = surely_finite([loss, *gradients])
         correct = torch.stack([(piece.logits.argmax(1) == piece.batch.labels).sum() for piece in pieces]).sum()

@@ -34,7 +34,8 @@ class Watch(Protocol):
 
 def engine(workload: Workload, variant: Variant, watch: Watch) -> None:
     """The engine as ``at-smooth train`` runs it: its data, its attack, its update, its checks."""
-    runtime = Runtime.choose(workload.recipe.device, variant.precision, variant.compile)
+    device, precision = workload.recipe.device, variant.precision
+    runtime = Runtime.choose(device, precision, variant.compile, fast_layers=not variant.direct)
     build_engine(workload.settings, workload.data, runtime).fit(_Told(watch))
 
 
@@ -77,7 +78,10 @@ def plain(workload: Workload, variant: Variant, watch: Watch) -> None:
 
 
 def bare(workload: Workload, variant: Variant, watch: Watch) -> None:
-    """The passes that a step needs, in the engine's layout and the variant's arithmetic, on one batch."""
+    """The passes that a step needs, by torch's own layers, in the engine's layout and the variant's arithmetic.
+
+    They are of one batch.
+    """
     runtime = Runtime.choose(workload.recipe.device, variant.precision, variant.compile)
     model = runtime.compiling(runtime.place(workload.network())).train()
     images, labels = one_batch(workload, runtime.device)

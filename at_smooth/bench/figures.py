@@ -52,8 +52,8 @@ class Measured:
         return ratio(self.rounds["plain"], self.rounds[f"engine {variant}"])
 
     def overhead(self, variant: Variant) -> float:
-        """What the engine takes beyond the bare passes, as a share of theirs."""
-        return ratio(self.rounds[f"engine {variant}"], self.rounds[f"bare {variant}"]) - 1
+        """What the engine takes beyond the bare passes, as a share of theirs; below 0 where it takes less."""
+        return ratio(self.rounds[f"engine {variant}"], self.rounds[f"bare {variant.passes}"]) - 1
 
     def plain_overhead(self) -> float | None:
         """The same of the plain loop, against the bare passes in float32, where these were timed."""
@@ -90,11 +90,11 @@ class Measured:
         """Every figure in plain types; ratios and shares are numbers, not percent."""
         figures: dict[str, Any] = {}
         for variant in self.variants:
-            engine, bare, key = f"engine {variant}", f"bare {variant}", variant.key
+            key, passes = variant.key, variant.passes
             figures[f"speedup_{key}"] = self.speedup(variant)
             figures[f"overhead_{key}"] = self.overhead(variant)
-            figures[f"share_{key}"] = self.share(engine, variant.precision)
-            figures[f"share_bare_{key}"] = self.share(bare, variant.precision)
+            figures[f"share_{key}"] = self.share(f"engine {variant}", variant.precision)
+            figures[f"share_bare_{passes.key}"] = self.share(f"bare {passes}", variant.precision)
             if not variant.compile:
                 figures[f"memory_over_plain_{key}"] = self.memory_over_plain(variant)
         figures["overhead_plain"] = self.plain_overhead()
@@ -104,7 +104,7 @@ class Measured:
         return {
             **figures,
             "step_ms": {name: 1000 * self.step_seconds(name) for name in timed},
-            "memory_mb": {name: self.memory(name) for name in timed if not name.endswith("+compile")},
+            "memory_mb": {name: self.memory(name) for name in timed if "+compile" not in name},
             "step_gflop": self.about["rate fp32"]["step_flops"] / 1e9,
             "rate_kind": self.rate_kind,
             "rate_gflops": {
@@ -124,18 +124,19 @@ class Measured:
     def table(self) -> Table:
         """A row a contender."""
         kind = "conv." if self.rate_kind == "convolution" else self.rate_kind
-        rows = [["plain loop", *self._row("plain", "fp32", "1.00", _percent(self.plain_overhead()))]]
+        rows = {"plain loop": self._row("plain", "fp32", "1.00", _percent(self.plain_overhead()))}
         for variant in self.variants:
             speedup, overhead = f"{self.speedup(variant):.2f}", _percent(self.overhead(variant))
-            rows.append([f"engine {variant}", *self._row(f"engine {variant}", variant.precision, speedup, overhead)])
-            times = f"{ratio(self.rounds['plain'], self.rounds[f'bare {variant}']):.2f}"
-            rows.append([f"bare passes {variant}", *self._row(f"bare {variant}", variant.precision, times, "-")])
+            rows[f"engine {variant}"] = self._row(f"engine {variant}", variant.precision, speedup, overhead)
+            bare = f"bare {variant.passes}"
+            times = f"{ratio(self.rounds['plain'], self.rounds[bare]):.2f}"
+            rows[f"bare passes {variant.passes}"] = self._row(bare, variant.precision, times, "-")
         return Table(
             f"one step of {self.workload.recipe.model}, batch {self.workload.recipe.batch_size} of "
             f"{'x'.join(map(str, self.workload.shape))}, PGD-{self.workload.attack.steps} "
             f"({self.workload.attack.mode} mode)",
             ["contender", "step, ms", "speedup", "overhead", f"of {kind} rate", "peak, MB", "rise, MB"],
-            rows,
+            [[name, *row] for name, row in rows.items()],
         )
 
     def lines(self) -> list[str]:
@@ -159,7 +160,7 @@ class Measured:
 
     def _row(self, contender: str, precision: str, speedup: str, overhead: str) -> list[str]:
         share = self.share(contender, precision)
-        memory = {} if contender.endswith("+compile") else self.memory(contender)
+        memory = {} if "+compile" in contender else self.memory(contender)
         megabytes = [_whole(memory.get(name)) for name in ("peak_mb", "rise_mb")]
         return [f"{1000 * self.step_seconds(contender):.4g}", speedup, overhead, _percent(share), *megabytes]
 

@@ -40,7 +40,8 @@ def measure(
     precisions = dict.fromkeys(["fp32", *(variant.precision for variant in variants)])
     lineup = [("rate", Variant(precision)) for precision in precisions]
     lineup += [("plain", fp32)]
-    lineup += [(contender, variant) for variant in dict.fromkeys(variants) for contender in ("engine", "bare")]
+    contenders = [each for variant in variants for each in (("engine", variant), ("bare", variant.passes))]
+    lineup += dict.fromkeys(contenders)
     measured = Measured(workload, tuple(dict.fromkeys(variants)), machine(workload.recipe))
     steps = 1
     with ExitStack() as stack:

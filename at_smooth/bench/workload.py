@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -27,30 +27,39 @@ class Variant:
     Attributes:
         precision: ``"fp32"`` or ``"bf16"``.
         compile: Whether the model is compiled.
+        direct: Whether attacks run torch's own layers, without :mod:`at_smooth.fast_layers`.
     """
 
     precision: str = "fp32"
     compile: bool = False
+    direct: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Variant:
-        """Read ``fp32``, ``bf16``, ``fp32+compile`` or ``bf16+compile``.
+        """Read a precision, ``fp32`` or ``bf16``, and what is added to it: ``+compile``, ``+direct``.
 
         Raises:
-            OptionError: It is none of these.
+            OptionError: It is neither, or something else or the same again is added.
         """
-        precision, plus, how = text.partition("+")
-        if precision not in ("fp32", "bf16") or (plus and how != "compile"):
-            raise OptionError(f"there is no variant '{text}'. Variants: fp32, bf16, fp32+compile, bf16+compile.")
-        return cls(precision, bool(plus))
+        precision, *added = text.split("+")
+        if precision not in ("fp32", "bf16") or not set(added) <= {"compile", "direct"} or len(set(added)) < len(added):
+            raise OptionError(
+                f"there is no variant '{text}'. Give fp32 or bf16, with +compile, +direct or both, as in fp32+compile."
+            )
+        return cls(precision, "compile" in added, "direct" in added)
 
     @property
     def key(self) -> str:
         """Its name in keys of JSON, as in ``bf16_compile``."""
         return str(self).replace("+", "_")
 
+    @property
+    def passes(self) -> Variant:
+        """The variant whose bare passes it is held against: they run torch's own layers anyhow."""
+        return replace(self, direct=False)
+
     def __str__(self) -> str:
-        return f"{self.precision}+compile" if self.compile else self.precision
+        return self.precision + "+compile" * self.compile + "+direct" * self.direct
 
 
 @dataclass(frozen=True)

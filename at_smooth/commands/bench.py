@@ -37,8 +37,8 @@ _SMALL_RATE = 0.01  # made-up images must not make training diverge
     "variants",
     metavar="NAME",
     multiple=True,
-    help="fp32, bf16, fp32+compile or bf16+compile; several times for several. "
-    "[default: fp32, bf16; bf16+compile too for a large model]",
+    help="fp32 or bf16, with +compile or +direct (attacks by torch's own layers); several times for several. "
+    "[default: fp32, fp32+direct, bf16; fp32+compile and bf16+compile too for a large model]",
 )
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns of each contender.")
 @click.option(
@@ -117,4 +117,5 @@ def _usual(workload: Workload) -> list[Variant]:
     from at_smooth.bench.workload import Variant
 
     parameters = sum(parameter.numel() for parameter in workload.network().parameters())
-    return [Variant("fp32"), Variant("bf16"), *([Variant("bf16", True)] if parameters >= _LARGE else [])]
+    usual = [Variant("fp32"), Variant("fp32", direct=True), Variant("bf16")]
+    return usual + [Variant("fp32", compile=True), Variant("bf16", compile=True)] * (parameters >= _LARGE)
