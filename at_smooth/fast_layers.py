@@ -35,11 +35,14 @@ def fast_layers(model: nn.Module) -> Iterator[None]:
     Args:
         model: In the modes that it is attacked in.
     """
-    compiled = model._compiled_call_impl is not None  # the compiler makes as much of an affine map
+    if torch.is_autocast_enabled("cpu"):  # Winograd's transforms want more digits than bf16 has
+        yield
+        return
+    compiled = model._compiled_call_impl is not None
     replaced = []
     try:
         for layer in model.modules():
-            faster = _faster_convolution(layer) or (None if compiled else _faster_affine(layer))
+            faster = _faster_convolution(layer) or _faster_affine(layer, compiled)
             if faster is not None and "forward" not in vars(layer):
                 vars(layer)["forward"] = faster
                 replaced.append(layer)
@@ -54,12 +57,12 @@ def _faster_convolution(layer: nn.Module) -> Forward | None:
         return None
     if (layer.kernel_size, layer.stride, layer.padding, layer.dilation) != ((3, 3), (1, 1), (1, 1), (1, 1)):
         return None
-    return MethodType(_convolve, layer) if layer.padding_mode == "zeros" else None
+    return MethodType(_convolve, layer) if layer.padding_mode == "zeros" and _plain(layer.weight) else None
 
 
 def _convolve(layer: nn.Conv2d, images: Tensor) -> Tensor:
     weight, bias = layer.weight, layer.bias
-    if weight.requires_grad or not _plain(images, weight) or not _pays(images):
+    if weight.requires_grad or images.dtype != torch.float32 or not _pays(images):
         return nn.Conv2d.forward(layer, images)
     result = winograd_conv2d(images, weight)
     return result if bias is None else result + bias[:, None, None]
@@ -72,9 +75,9 @@ def _pays(images: Tensor) -> bool:
     return filled and images.dim() == 4 and len(images) * rows * columns >= _TILES
 
 
-def _faster_affine(layer: nn.Module) -> Forward | None:
-    """Normalisation, by fixed numbers, as one product and one sum: what an attack in eval mode sees of it."""
-    if type(layer) is Normalize:
+def _faster_affine(layer: nn.Module, compiled: bool) -> Forward | None:
+    """Normalisation by fixed numbers as one product and one sum."""
+    if type(layer) is Normalize and not compiled:  # the compiler makes the first convolution slower after it
         return _affine(layer, 1 / layer.std.flatten(), -(layer.mean / layer.std).flatten())
     if not isinstance(layer, _BatchNorm) or type(layer) not in _BATCH_NORMS or layer.training:
         return None

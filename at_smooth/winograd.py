@@ -49,7 +49,7 @@ _AT = _matrix([
 _BB, _AA, _GG = torch.kron(_BT, _BT), torch.kron(_AT, _AT), torch.kron(_G, _G)
 _GG_TURNED = torch.kron(_G.flip(1), _G.flip(1))  # of the filter turned by 180 degrees
 
-_AT_ONCE = 3 * 2**19  # values in the tiles of one piece of a batch: about what stays in a cache
+_AT_ONCE = 2**20  # values in the tiles of one piece of a batch: about what stays in a cache
 
 
 def winograd_conv2d(images: Tensor, weight: Tensor) -> Tensor:

@@ -179,6 +179,22 @@ def test_figures_follow_from_the_times(measured):
     assert measured.memory_over_plain(fp32) == 0.75
 
 
+def test_attacks_by_torchs_own_layers_are_held_against_the_same_bare_passes(measured):
+    direct = Variant(direct=True)
+    measured.variants = (*measured.variants, direct)
+    measured.rounds["engine fp32+direct"] = [{"seconds": [2.4], "peak_mb": 100.0, "rise_mb": 10.0}] * 3
+    assert measured.overhead(direct) == pytest.approx(0.5)
+    assert [row[0] for row in measured.table().rows].count("bare passes fp32") == 1
+    assert measured.to_dict()["overhead_fp32_direct"] == pytest.approx(0.5)
+
+
+def test_where_bf16_is_slower_it_is_said(measured):
+    measured.machine.update(processor="p", capability="c", threads=1, cores=2, gpu=None, torch="1", torchattacks="2")
+    assert not any("bf16 is slower" in line for line in measured.lines())
+    measured.rounds["rate bf16"] = [{"forward_seconds": 0.5, "backward_seconds": 1.0}] * 3
+    assert any("bf16 is slower" in line for line in measured.lines())
+
+
 def test_the_memory_of_compiling_is_not_reported_as_that_of_training(measured):
     measured.machine.update(processor="p", capability="c", threads=1, cores=2, gpu=None, torch="1", torchattacks="2")
     assert {row[0]: row[-1] for row in measured.table().rows}["engine bf16+compile"] == "-"
@@ -195,7 +211,10 @@ def test_a_network_that_multiplies_nothing_has_no_rate(measured):
 
 @pytest.mark.parametrize(
     ("text", "key"),
-    [("fp32", "fp32"), ("bf16", "bf16"), ("bf16+compile", "bf16_compile"), ("fp16", None), ("bf16+", None)],
+    [
+        *(("fp32", "fp32"), ("bf16", "bf16"), ("bf16+compile", "bf16_compile"), ("fp32+direct", "fp32_direct")),
+        *(("fp32+compile+direct", "fp32_compile_direct"), ("fp16", None), ("bf16+", None), ("fp32+direct+direct", None)),
+    ],
 )
 def test_variants_are_read(text, key):
     if key:

@@ -154,15 +154,24 @@ def test_small_and_odd_images_are_convolved_as_ever(shape, faster):
         assert ran_fast(layer, torch.randn(shape)) == faster
 
 
-def test_other_arithmetics_are_left_alone():
+@pytest.mark.parametrize("name", FASTER)
+def test_other_arithmetics_are_left_alone(name):
     images = torch.randn(32, 96, 4, 4)
-    for name in FASTER:
-        layer = learned(FASTER[name])
-        with fast_layers(layer):
-            assert not ran_fast(layer.double(), images.double())
-    learning = conv()
-    with fast_layers(learning):
-        assert not ran_fast(learning, images)  # Winograd's has no gradient for a weight
+    layer = learned(FASTER[name])
+    with torch.autocast("cpu", dtype=torch.bfloat16), fast_layers(layer):
+        assert not ran_fast(layer, images)
+    with fast_layers(layer):
+        assert ran_fast(layer, images)
+    with fast_layers(layer.double()):
+        assert not ran_fast(layer, images.double())
+
+
+def test_a_weight_that_learns_is_convolved_as_ever():
+    layer, images = conv(), torch.randn(32, 96, 4, 4)
+    with fast_layers(layer):
+        assert not ran_fast(layer, images)
+        layer(images).sum().backward()
+    assert layer.weight.grad.abs().sum() > 0
 
 
 def test_in_train_mode_batchnorm_learns_its_statistics():
@@ -243,6 +252,15 @@ def test_training_attacks_with_them_and_learns_by_the_layers_as_they_are(monkeyp
     direct.train_epoch(0)
     direct.accuracies(direct.model, direct.data.val)
     assert not fast
+
+
+def test_the_same_seed_gives_the_same_bits():
+    weights = []
+    for _ in range(2):
+        trained = engine()
+        trained.train_epoch(0)
+        weights.append(trained.model.state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 def test_a_recipe_can_do_without(tmp_path):

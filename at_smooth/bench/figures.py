@@ -151,6 +151,9 @@ class Measured:
                     f"{self.rate_kind} rate in {precision}: {forward / 1e9:.4g} GFLOP/s forward, "
                     f"{backward / 1e9:.4g} backward to the input"
                 )
+        rates = [self.rate(precision) for precision in ("fp32", "bf16") if f"rate {precision}" in self.rounds]
+        if len(rates) == 2 and rates[0] and rates[1] and rates[1] < rates[0]:
+            found.append("bf16 is slower than float32 on this machine: train with --precision fp32")
         for variant in self.variants:
             over = None if variant.compile else self.memory_over_plain(variant)
             if over is not None:
