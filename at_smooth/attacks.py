@@ -244,7 +244,7 @@ class Adversary:
         model: From images (N, C, H, W) in [0, 1] to logits (N, K), already on its device.
         spec: The attack.
         targeted: Whether the labels that it is called with are classes to reach, not classes to leave.
-        fast: Whether the model's layers may run in faster forms meanwhile, equal up to rounding
+        fast: Whether the layers of a model in channels_last may run in faster forms meanwhile, equal up to rounding
             (:func:`at_smooth.fast_layers.fast_layers`).
 
     Raises:

@@ -139,7 +139,6 @@ class Engine:
             self.settings.lr,
             momentum=self.settings.momentum,
             weight_decay=self.settings.weight_decay,
-            fused=_fusible(self.model),
         )
         self.lr_schedule = _lr_scheduler(self.optimizer, self.settings)
         self._take_step = TrainingStep(
@@ -291,10 +290,7 @@ class Engine:
             self._underway.correct = self._underway.correct.to(self.runtime.device)
         self._way_back = state["way_back"]
         self.model.load_state_dict(state["model"])
-        fused = self.optimizer.defaults["fused"]  # this device's, not that of the state
         self.optimizer.load_state_dict(state["optimizer"])
-        for group in self.optimizer.param_groups:
-            group["fused"] = fused
         self.lr_schedule.load_state_dict(state["lr"])
         self.smoother.restore(state["smoother"])
         self._remembered = state["regularizer"]  # for after its setup
@@ -424,11 +420,6 @@ class Engine:
     def _tell(self, event: str, *news: object) -> None:
         for observer in self._observers:
             getattr(observer, event)(self, *news)
-
-
-def _fusible(model: nn.Module) -> bool:
-    """Whether torch can update all parameters in one pass over their memory."""
-    return all(each.is_floating_point() and each.device.type in ("cpu", "cuda") for each in model.parameters())
 
 
 def _lr_scheduler(optimizer: torch.optim.Optimizer, settings: Settings) -> torch.optim.lr_scheduler.LRScheduler:

@@ -1,13 +1,16 @@
-"""Does training in bf16 end where training in float32 does? The embedded digits, several seeds, a Markdown table.
+"""Does training end in the same place in another arithmetic? The embedded digits, several seeds, a Markdown table.
 
     python benchmarks/precision.py --seeds 5
+    python benchmarks/precision.py --against fp32+direct --setting Baseline --train "--model convnet"
 
-Each run is the command ``at-smooth train`` in a process of its own; runs that are finished are not trained again.
+float32 as it is trained by default is held against bf16, or against float32 by torch's own layers. Each run is the
+command ``at-smooth train`` in a process of its own; runs that are finished are not trained again.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import statistics
 import subprocess
 import sys
@@ -22,7 +25,11 @@ SETTINGS = {
     "Baseline": [],
     "KD_std&adv + SWA": ["--regularizer", "kd-std-adv", "--smoother", "swa"],
 }
-PRECISIONS = ("fp32", "bf16")
+ARITHMETICS = {
+    "fp32": ["--precision", "fp32"],
+    "fp32+direct": ["--precision", "fp32", "--set", "fast_layers=false"],
+    "bf16": ["--precision", "bf16"],
+}
 FIGURES = {
     "RA best": ("best", "test_ra"),
     "RA final": ("final", "test_ra"),
@@ -31,15 +38,15 @@ FIGURES = {
 }
 
 
-def folder(out: Path, setting: str, precision: str, seed: int) -> Path:
-    return out / f"{'-'.join(SETTINGS[setting][1::2]) or 'baseline'}-{precision}-seed{seed}"
+def folder(out: Path, setting: str, arithmetic: str, seed: int) -> Path:
+    return out / f"{'-'.join(SETTINGS[setting][1::2]) or 'baseline'}-{arithmetic}-seed{seed}"
 
 
-def train(out: Path, setting: str, precision: str, seed: int) -> None:
-    path = folder(out, setting, precision, seed)
+def train(out: Path, more: list[str], setting: str, arithmetic: str, seed: int) -> None:
+    path = folder(out, setting, arithmetic, seed)
     if (path / "summary.json").is_file():
         return
-    options = [*SETTINGS[setting], "--precision", precision, "--seed", str(seed), "--out", str(path)]
+    options = [*SETTINGS[setting], *ARITHMETICS[arithmetic], *more, "--seed", str(seed), "--out", str(path)]
     command = [sys.executable, "-m", "at_smooth", "train", *options]
     if (path / "recipe.yaml").is_file():
         command.append("--resume")
@@ -58,24 +65,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--out", type=Path, default=Path("runs/precision"))
+    parser.add_argument("--against", choices=[name for name in ARITHMETICS if name != "fp32"], default="bf16")
+    parser.add_argument("--setting", choices=list(SETTINGS), action="append", help="default: all")
+    parser.add_argument("--train", type=shlex.split, default=[], help="more options of at-smooth train, in one string")
+    parser.add_argument("--out", type=Path, default=Path("runs/precision"), help="one folder a table")
     arguments = parser.parse_args()
 
-    seeds = range(arguments.seeds)
-    wanted = [(setting, precision, seed) for seed in seeds for setting in SETTINGS for precision in PRECISIONS]
+    seeds, settings = range(arguments.seeds), arguments.setting or list(SETTINGS)
+    pair = ("fp32", arguments.against)
+    wanted = [(setting, arithmetic, seed) for seed in seeds for setting in settings for arithmetic in pair]
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        list(pool.map(lambda each: train(arguments.out, *each), wanted))
+        list(pool.map(lambda each: train(arguments.out, arguments.train, *each), wanted))
 
-    print(f"| setting | precision | {' | '.join(FIGURES)} |")
+    print(f"| setting | arithmetic | {' | '.join(FIGURES)} |")
     print(f"| --- | --- | {' | '.join('---:' for _ in FIGURES)} |")
-    for setting in SETTINGS:
+    for setting in settings:
         columns = {}
-        for precision in PRECISIONS:
-            rows = [figures(Run(folder(arguments.out, setting, precision, seed)).summary) for seed in seeds]
-            columns[precision] = list(zip(*rows, strict=True))
-            cells = [f"{statistics.fmean(each):.2f} ± {statistics.stdev(each):.2f}" for each in columns[precision]]
-            print(f"| {setting} | {precision} | {' | '.join(cells)} |")
-        pairs = zip(columns["fp32"], columns["bf16"], strict=True)
+        for arithmetic in pair:
+            rows = [figures(Run(folder(arguments.out, setting, arithmetic, seed)).summary) for seed in seeds]
+            columns[arithmetic] = list(zip(*rows, strict=True))
+            cells = [f"{statistics.fmean(each):.2f} ± {statistics.stdev(each):.2f}" for each in columns[arithmetic]]
+            print(f"| {setting} | {arithmetic} | {' | '.join(cells)} |")
+        pairs = zip(*columns.values(), strict=True)
         verdicts = ["yes" if means_differ(list(one), list(other)) else "no" for one, other in pairs]
         print(f"| {setting} | do they differ? | {' | '.join(verdicts)} |")
 

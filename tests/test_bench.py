@@ -188,11 +188,14 @@ def test_attacks_by_torchs_own_layers_are_held_against_the_same_bare_passes(meas
     assert measured.to_dict()["overhead_fp32_direct"] == pytest.approx(0.5)
 
 
-def test_where_bf16_is_slower_it_is_said(measured):
+@pytest.mark.parametrize(("seconds", "said"), [(2.0, False), (2.05, False), (3.0, True)])
+def test_where_bf16_is_slower_it_is_said(measured, seconds, said):
     measured.machine.update(processor="p", capability="c", threads=1, cores=2, gpu=None, torch="1", torchattacks="2")
-    assert not any("bf16 is slower" in line for line in measured.lines())
-    measured.rounds["rate bf16"] = [{"forward_seconds": 0.5, "backward_seconds": 1.0}] * 3
-    assert any("bf16 is slower" in line for line in measured.lines())
+    measured.variants = (Variant("fp32"), Variant("bf16"))
+    measured.rounds["engine bf16"] = measured.rounds["bare bf16"] = [
+        {"seconds": [seconds], "peak_mb": 100.0, "rise_mb": 10.0}
+    ] * 3
+    assert any("bf16 takes 1.50 times as long" in line for line in measured.lines()) == said
 
 
 def test_the_memory_of_compiling_is_not_reported_as_that_of_training(measured):

@@ -397,18 +397,3 @@ def test_a_model_without_one_logit_a_class_is_refused_before_it_trains(engine):
     trained = engine(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)))
     with pytest.raises(OptionError, match=r"gives \(2, 2\); it should give logits \(2, 3\)"):
         trained.fit()
-
-
-def test_a_state_goes_on_with_the_update_that_this_device_has(engine):
-    """One that was saved where torch cannot fuse it, or before it was."""
-    trained = engine()
-    trained.train_epoch(0)
-    state = copy.deepcopy(trained.state())
-    state["optimizer"]["param_groups"][0]["fused"] = None
-    again = engine()
-    again.restore(state, {})
-    assert again.optimizer.param_groups[0]["fused"] is True
-    again.train_epoch(1)
-    trained.train_epoch(1)
-    for one, other in zip(again.model.parameters(), trained.model.parameters(), strict=True):
-        assert torch.equal(one, other)

@@ -52,12 +52,24 @@ def test_a_batch_in_pieces_is_the_batch(monkeypatch):
     torch.testing.assert_close(winograd_conv2d(images, weight), whole, rtol=1e-4, atol=1e-4)
 
 
-def test_an_attack_cannot_differentiate_twice():
-    images = torch.randn(1, 2, 4, 4, requires_grad=True)
-    curved = winograd_conv2d(images, torch.randn(2, 2, 3, 3)).square().sum()
-    (gradient,) = torch.autograd.grad(curved, images, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.square().sum().backward()
+def test_second_derivatives_are_torchs():
+    """Through a way beside the convolution, too."""
+    torch.manual_seed(0)
+    images, weight = torch.randn(2, 3, 4, 8, requires_grad=True), torch.randn(3, 3, 3, 3)
+    found = []
+    for convolve in (winograd_conv2d, lambda images, weight: F.conv2d(images, weight, padding=1)):
+        (once,) = torch.autograd.grad((images + convolve(images, weight)).sigmoid().sum(), images, create_graph=True)
+        found.append(torch.autograd.grad(once.square().sum(), images)[0])
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [8, 6])
+def test_what_comes_out_can_be_changed_in_place(size):
+    images = torch.randn(32, 96, size, size, requires_grad=True)
+    out = winograd_conv2d(images, torch.randn(96, 96, 3, 3))
+    out += images
+    (gradient,) = torch.autograd.grad(F.relu(out, inplace=True).sum(), images)
+    assert gradient.abs().sum() > 0
 
 
 class Own(nn.Conv2d):
@@ -73,7 +85,6 @@ FASTER = {
     "without bias": conv(bias=False),
     "BatchNorm": nn.BatchNorm2d(96),
     "BatchNorm without weights": nn.BatchNorm2d(96, affine=False),
-    "normalisation": Normalize([0.3] * 96, [0.2] * 96),
 }
 AS_THEY_ARE = {
     "few channels": conv(in_channels=96, out_channels=64),
@@ -85,13 +96,14 @@ AS_THEY_ARE = {
     "groups": conv(groups=2),
     "another filter": conv(kernel_size=5, padding=2),
     "someone's own": Own(96, 96, 3, padding=1),
+    "weights that are computed": nn.utils.spectral_norm(conv()),
     "BatchNorm without statistics": nn.BatchNorm2d(96, track_running_stats=False),
 }
 
 
 def learned(layer):
-    """In eval mode, with statistics as training leaves them."""
-    layer = copy.deepcopy(layer).requires_grad_(False)
+    """In eval mode, with statistics as training leaves them, and as the engine places it."""
+    layer = copy.deepcopy(layer).requires_grad_(False).to(memory_format=torch.channels_last)
     if isinstance(layer, nn.BatchNorm2d):
         layer(torch.randn(8, 96, 8, 8) * 3 + 1)
         if layer.affine:
@@ -132,7 +144,7 @@ def test_batchnorm_of_any_dimensions(dims):
     kinds = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
     layer, features = kinds[len(dims)](7), torch.randn(dims) * 2 - 1
     layer(features)
-    wanted = layer.eval()(features)
+    wanted = layer.eval().requires_grad_(False)(features)
     with fast_layers(layer):
         assert ran_fast(layer, features)
         torch.testing.assert_close(layer(features), wanted)
@@ -158,20 +170,41 @@ def test_small_and_odd_images_are_convolved_as_ever(shape, faster):
 def test_other_arithmetics_are_left_alone(name):
     images = torch.randn(32, 96, 4, 4)
     layer = learned(FASTER[name])
-    with torch.autocast("cpu", dtype=torch.bfloat16), fast_layers(layer):
-        assert not ran_fast(layer, images)
     with fast_layers(layer):
         assert ran_fast(layer, images)
+        with torch.autocast("cpu", dtype=torch.bfloat16):  # a model's own, say
+            assert not ran_fast(layer, images)
     with fast_layers(layer.double()):
         assert not ran_fast(layer, images.double())
 
 
-def test_a_weight_that_learns_is_convolved_as_ever():
-    layer, images = conv(), torch.randn(32, 96, 4, 4)
+@pytest.mark.parametrize("name", FASTER)
+def test_what_learns_or_lies_otherwise_in_memory_runs_as_ever(name):
+    images, layer = torch.randn(32, 96, 4, 4), learned(FASTER[name])
+    learning = copy.deepcopy(layer).requires_grad_()
+    with fast_layers(learning):
+        if list(learning.parameters()):
+            assert not ran_fast(learning, images)
+            learning(images).sum().backward()
+            assert all(parameter.grad is not None for parameter in learning.parameters())
+    if isinstance(layer, nn.Conv2d):
+        with fast_layers(layer.to(memory_format=torch.contiguous_format)):
+            assert not ran_fast(layer, images)
+
+
+def test_batchnorm_that_is_changed_while_it_runs_is_not_mistaken():
+    layer, features = learned(nn.BatchNorm2d(96)), torch.randn(32, 96, 4, 4)
     with fast_layers(layer):
-        assert not ran_fast(layer, images)
-        layer(images).sum().backward()
-    assert layer.weight.grad.abs().sum() > 0
+        layer.train()  # as some forward passes do
+        assert not ran_fast(layer, features)
+        layer.eval()
+        with pytest.raises(ValueError, match="expected 4D"):
+            layer(features[0])
+        with pytest.raises(RuntimeError):
+            layer(features[:, :1])
+    layer.register_forward_pre_hook(lambda module, inputs: None)  # may change anything, as weight_norm's does
+    with fast_layers(layer):
+        assert not ran_fast(layer, features)
 
 
 def test_in_train_mode_batchnorm_learns_its_statistics():
@@ -206,7 +239,7 @@ def residual(width=96):
         Normalize([0.5], [0.25]), nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(),
         nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3),
-    )  # fmt: skip
+    ).to(memory_format=torch.channels_last)  # fmt: skip
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
@@ -278,21 +311,15 @@ def test_a_recipe_can_do_without(tmp_path):
 
 
 @pytest.mark.slow
-def test_compiled_it_is_compiled_once_and_finds_the_same():
-    import torch._dynamo.utils
-
-    from at_smooth.compilation import Compilation
-
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_compiled_it_is_compiled_once_and_finds_the_same(mode):
     images, labels = torch.rand(16, 1, 8, 8), torch.arange(16) % 3
-    spec = AttackSpec.parse("pgd", Threat("Linf", 0.1), {"steps": 3, "random_start": False})
+    spec = AttackSpec.parse("pgd", Threat("Linf", 0.1), {"steps": 3, "random_start": False, "mode": mode})
     plain = Adversary(residual(), spec, fast=True)(images, labels)
     model = Runtime.choose("cpu", compile=True).compiling(residual())
-    compilation, adversary = Compilation(True), Adversary(model, spec, fast=True)
-    torch._dynamo.utils.counters.clear()
-    for _ in range(3):  # the second and third run what the first compiled
-        model.load_state_dict(residual().state_dict())
-        with compilation.of("attack"):
-            found = adversary(images, labels)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-    assert not torch._dynamo.utils.counters["graph_break"]
+    adversary = Adversary(model, spec, fast=True)
+    adversary(images, labels)
+    model.load_state_dict(residual().state_dict())
+    with torch.compiler.set_stance("fail_on_recompile"):
+        found = adversary(images, labels)
     assert ((found - plain).abs() < 1e-4).float().mean() > 0.99

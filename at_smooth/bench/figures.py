@@ -10,6 +10,8 @@ from at_smooth.bench.machine import in_words
 from at_smooth.bench.workload import Variant, Workload
 from at_smooth.tables import Table
 
+_CLEARLY = 1.05  # times as long: more than noise
+
 #: The rounds of one contender: what its worker answered to each.
 Rounds = list[dict[str, Any]]
 
@@ -151,9 +153,10 @@ class Measured:
                     f"{self.rate_kind} rate in {precision}: {forward / 1e9:.4g} GFLOP/s forward, "
                     f"{backward / 1e9:.4g} backward to the input"
                 )
-        rates = [self.rate(precision) for precision in ("fp32", "bf16") if f"rate {precision}" in self.rounds]
-        if len(rates) == 2 and rates[0] and rates[1] and rates[1] < rates[0]:
-            found.append("bf16 is slower than float32 on this machine: train with --precision fp32")
+        if {Variant("fp32"), Variant("bf16")} <= set(self.variants):
+            longer = ratio(self.rounds["engine bf16"], self.rounds["engine fp32"])
+            if longer > _CLEARLY:
+                found.append(f"bf16 takes {longer:.2f} times as long as fp32 here: train with --precision fp32")
         for variant in self.variants:
             over = None if variant.compile else self.memory_over_plain(variant)
             if over is not None:

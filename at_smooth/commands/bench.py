@@ -38,7 +38,7 @@ _SMALL_RATE = 0.01  # made-up images must not make training diverge
     metavar="NAME",
     multiple=True,
     help="fp32 or bf16, with +compile or +direct (attacks by torch's own layers); several times for several. "
-    "[default: fp32, fp32+direct, bf16; fp32+compile and bf16+compile too for a large model]",
+    "[default: fp32, on a CPU fp32+direct, bf16; fp32+compile and bf16+compile too for a large model]",
 )
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns of each contender.")
 @click.option(
@@ -54,7 +54,8 @@ def bench(variants: tuple[str, ...], rounds: int, style: str, json_file: Path | 
     """Time one step of adversarial training beside a plain torchattacks loop and the bare passes, on made-up images.
 
     Speedup is against the plain loop in float32; overhead is over the forward and backward passes that the algorithm
-    needs; the rate is what the network's convolutions reach alone. Wants a quiet machine.
+    needs, and below 0 where the engine has faster layers; the rate is what torch's convolutions reach alone. Wants a
+    quiet machine.
     """
     from rich.console import Console
 
@@ -115,7 +116,9 @@ def _images_of(recipe: Any) -> tuple[tuple[int, int, int], int]:
 
 def _usual(workload: Workload) -> list[Variant]:
     from at_smooth.bench.workload import Variant
+    from at_smooth.runtime import usable_device
 
     parameters = sum(parameter.numel() for parameter in workload.network().parameters())
-    usual = [Variant("fp32"), Variant("fp32", direct=True), Variant("bf16")]
+    on_cpu = usable_device(workload.recipe.device).type == "cpu"  # elsewhere torch's own layers are all there are
+    usual = [Variant("fp32"), *[Variant("fp32", direct=True)] * on_cpu, Variant("bf16")]
     return usual + [Variant("fp32", compile=True), Variant("bf16", compile=True)] * (parameters >= _LARGE)
