@@ -1,7 +1,7 @@
 """Does training end in the same place in another arithmetic? The embedded digits, several seeds, a Markdown table.
 
     python benchmarks/precision.py --seeds 5
-    python benchmarks/precision.py --against fp32+direct --setting Baseline --train "--model convnet"
+    python benchmarks/precision.py --against fp32+direct --seeds 3 --train "--model preact-resnet-18 -N width=96"
 
 float32 as it is trained by default is held against bf16, or against float32 by torch's own layers. Each run is the
 command ``at-smooth train`` in a process of its own; runs that are finished are not trained again.
