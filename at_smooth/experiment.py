@@ -97,8 +97,8 @@ def _train(recipe: Recipe, path: Path, resume: bool, override: bool, progress: P
 
     def begin() -> dict[str, Any]:
         """Make the run, or give the state that it goes on from."""
+        remove_leftovers(path)  # a process may have been killed before there was a run, too
         if resume:
-            remove_leftovers(path)
             return saved(Run(path))
         Run.create(path, recipe)
         return {}

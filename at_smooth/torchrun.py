@@ -29,6 +29,8 @@ _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _PATIENCE = timedelta(minutes=20)
 #: Seconds that the others wait for the first rank's words.
 _GRACE = 5.0
+#: Seconds that ranks which are done wait for each other before they hang up.
+_FAREWELL = 60.0
 
 _store: list[Any] = []  # of the group that this process made last
 _meetings = itertools.count()  # the agent's store outlives a group, so each group has keys of its own
@@ -88,7 +90,7 @@ def process_group() -> Iterator[Ranks]:
 
 def _part(ranks: Ranks) -> None:
     """Wait, by the store, until no rank is in a collective: gloo ends a process whose partner hangs up in one."""
-    patience = time.monotonic() + _GRACE
+    patience = time.monotonic() + _FAREWELL
     with suppress(RuntimeError):
         _store[0].add("done", 1)
         while _store[0].add("done", 0) < ranks.count and time.monotonic() < patience:

@@ -205,6 +205,14 @@ own = [
 ]
 
 
+def test_what_was_killed_before_there_was_a_run_leaves_nothing_behind(tiny, tmp_path):
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / ".recipe.yaml.123.part").write_text("dataset: dig")
+    assert train(tiny(epochs=1), path).finished
+    assert not list(path.rglob("*.part"))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
 @pytest.mark.parametrize(("regularizer", "smoother"), own)
