@@ -94,7 +94,8 @@ def _convolve(images: Tensor, weight: Tensor, turned: bool) -> Tensor:
     outputs = filters.shape[2]
     padded = F.pad(images, (1, 1 + OUT * columns - width, 1, 1 + OUT * rows - height))
     padded = padded.permute(0, 2, 3, 1).contiguous()
-    result = torch.empty((n, outputs, OUT * rows, OUT * columns), memory_format=torch.channels_last)
+    size = (n, outputs, OUT * rows, OUT * columns)
+    result = torch.empty(size, dtype=images.dtype, device=images.device, memory_format=torch.channels_last)
     by_tile = result.permute(0, 2, 3, 1).view(n, rows, OUT, columns, OUT, outputs)
     at_once = max(1, _AT_ONCE // (PLACES * rows * columns * max(inputs, outputs)))
     for piece, out in zip(torch.split(padded, at_once), torch.split(by_tile, at_once), strict=True):

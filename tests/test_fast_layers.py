@@ -44,6 +44,15 @@ def test_a_known_convolution():
     assert (winograd_conv2d(images, weight) - wanted).abs().max() < 1e-4
 
 
+def test_the_default_dtype_does_not_matter():
+    images, weight = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert winograd_conv2d(images, weight).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_a_batch_in_pieces_is_the_batch(monkeypatch):
     torch.manual_seed(0)
     images, weight = torch.randn(7, 4, 8, 8), torch.randn(4, 4, 3, 3)
@@ -174,6 +183,8 @@ def test_other_arithmetics_are_left_alone(name):
         assert ran_fast(layer, images)
         with torch.autocast("cpu", dtype=torch.bfloat16):  # a model's own, say
             assert not ran_fast(layer, images)
+    with torch.autocast("cpu", dtype=torch.bfloat16), fast_layers(layer):
+        assert "forward" not in vars(layer)
     with fast_layers(layer.double()):
         assert not ran_fast(layer, images.double())
 
