@@ -1,4 +1,4 @@
-"""Layers in faster forms while a model is attacked on a CPU; equal up to rounding."""
+"""Layers in faster forms on a CPU, for a model that is attacked and for a teacher; equal up to rounding."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from at_smooth.scratch import SCRATCH
 from at_smooth.winograd import PLACES, tiles, winograd_conv2d
 
 #: Where Winograd's convolution is faster than the library's, as measured (docs/benchmarks.md).
@@ -32,19 +33,44 @@ def fast_layers(model: nn.Module) -> Iterator[None]:
     Args:
         model: In the modes that it is attacked in.
     """
-    replaced: list[tuple[nn.Module, dict[str, Any]]] = []
-    in_vain = torch.is_autocast_enabled("cpu")  # nothing would be faster, see _plain
+    # under autocast nothing would be faster, see _plain
+    hastened = [] if torch.is_autocast_enabled("cpu") else _hasten(model)
     try:
-        for layer in () if in_vain else model.modules():
-            if "forward" not in vars(layer):
-                faster = _faster_convolution(layer) or _faster_batchnorm(layer)
-                vars(layer).update(faster)
-                replaced.append((layer, faster))
-        yield
+        with SCRATCH.kept():
+            yield
     finally:
-        for layer, faster in replaced:
+        for layer, faster in hastened:
             for name in faster:
                 vars(layer).pop(name, None)
+
+
+class Hastened(nn.Module):
+    """A network that does not learn, its layers in faster forms for good, as :func:`fast_layers` says.
+
+    Args:
+        model: Frozen, in eval mode, with the weights that it will keep; it is changed.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        _hasten(model)
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) in [0, 1] to logits (N, K)."""
+        with SCRATCH.kept():
+            logits: Tensor = self.model(images)
+        return logits
+
+
+def _hasten(model: nn.Module) -> list[tuple[nn.Module, dict[str, Any]]]:
+    """The layers that are faster now, each with the attributes that make it so."""
+    hastened = []
+    for layer in model.modules():
+        if "forward" not in vars(layer) and (faster := _faster_convolution(layer) or _faster_batchnorm(layer)):
+            vars(layer).update(faster)
+            hastened.append((layer, faster))
+    return hastened
 
 
 def _faster_convolution(layer: nn.Module) -> dict[str, Any]:

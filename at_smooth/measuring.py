@@ -46,7 +46,8 @@ def right_answers(
         batch_size: Images at once, on all ranks together.
         after_batch: Called after each batch, as often on each rank.
         ranks: Who shares each batch; the default is this process alone.
-        fast_layers: Whether the attack may run layers in faster forms; what it finds is judged by the model as it is.
+        fast_layers: Whether the attack runs layers in faster forms, and uncompiled: compiled code takes longer in eval
+            mode. What it finds is judged by the model as it is.
     """
     ranks = ranks or Ranks()
     adversary = Adversary(model, attack, fast=fast_layers)
@@ -55,9 +56,10 @@ def right_answers(
     with kept_modes(model), full_float32(), compilation.nothing():
         model.eval()
         size = min(batch_size, part.n)
+        work = None if fast_layers else f"attack on {size}"
         for batch in part.batches(size, ranks):
             if len(batch):
-                with compilation.of(f"attack on {size}" if (batch.whole or len(batch)) == size else None):
+                with compilation.of(work if (batch.whole or len(batch)) == size else None):
                     perturbed = adversary(batch.clean, batch.labels)
                 with torch.no_grad():
                     standard += (model(batch.clean).argmax(1) == batch.labels).sum()

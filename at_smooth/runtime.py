@@ -16,6 +16,7 @@ from torch import nn
 
 from at_smooth.allocation import keep_freed_memory
 from at_smooth.exceptions import OptionError
+from at_smooth.fast_layers import Hastened
 from at_smooth.lowering import Converted, converted_weights
 from at_smooth.ranks import Ranks
 
@@ -29,8 +30,8 @@ class Runtime:
         precision: ``"fp32"``, or ``"bf16"`` for autocast in training; evaluation is always float32.
         compile: Whether training compiles the model (``torch.compile``); pays for large networks.
         ranks: The processes that share the work.
-        fast_layers: Whether attacks may run layers in faster forms that are equal up to rounding; they do in float32
-            on a CPU.
+        fast_layers: Whether attacks and teachers run layers in faster forms that are equal up to rounding; they do so
+            in float32, and on a CPU alone.
     """
 
     device: torch.device
@@ -61,7 +62,7 @@ class Runtime:
             keep_freed_memory()
         elif chosen.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
             torch.backends.cudnn.benchmark = True  # batches have one size, so the search for the fastest way pays
-        return cls(chosen, precision, compile, ranks, fast_layers)
+        return cls(chosen, precision, compile, ranks, fast_layers and chosen.type == "cpu")
 
     def place(self, model: nn.Module) -> nn.Module:
         """Move a model to the device, in the memory layout in which convolutions are fastest."""
@@ -76,7 +77,9 @@ class Runtime:
     def teacher(self, model: nn.Module) -> nn.Module:
         """A model that only gives logits from here on, in eval mode, as fast as it can do so here; it is changed."""
         frozen = self.compiling(self.place(model).requires_grad_(False).eval())
-        return frozen if self.precision == "fp32" else Converted(frozen, torch.bfloat16).eval()
+        if self.precision == "bf16":
+            return Converted(frozen, torch.bfloat16).eval()
+        return Hastened(frozen).eval() if self.fast_layers else frozen
 
     def autocast(self) -> AbstractContextManager[object]:
         """The region of one attack or of one loss. Never nest two: the weight cache would lose gradients."""

@@ -298,6 +298,23 @@ def test_training_attacks_with_them_and_learns_by_the_layers_as_they_are(monkeyp
     assert not fast
 
 
+def test_a_teacher_has_them_for_good_and_answers_the_same(monkeypatch):
+    seen, own = [], winograd_conv2d
+    monkeypatch.setattr("at_smooth.fast_layers.winograd_conv2d", lambda *given: seen.append(1) or own(*given))
+    images = torch.rand(16, 1, 8, 8)
+    model = residual()
+    model(torch.rand(16, 1, 8, 8))  # BatchNorm learns something
+    wanted = copy.deepcopy(model).eval()(images)
+    direct = Runtime.choose("cpu", fast_layers=False).teacher(copy.deepcopy(model))
+    assert torch.equal(direct(images), wanted)
+    assert not seen
+    teacher = Runtime.choose("cpu").teacher(model)
+    for each in (teacher, copy.deepcopy(teacher)):
+        seen.clear()
+        torch.testing.assert_close(each(images), wanted, rtol=1e-4, atol=1e-5)
+        assert seen == [1]
+
+
 def test_the_same_seed_gives_the_same_bits():
     weights = []
     for _ in range(2):

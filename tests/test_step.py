@@ -40,7 +40,7 @@ def convolutions():
 
 @pytest.fixture
 def engine(toy_data):
-    def make(network=linear, attack=PGD, precision="fp32", compile=False, data=None, **kept):
+    def make(network=linear, attack=PGD, precision="fp32", compile=False, data=None, fast_layers=True, **kept):
         parts = {name: kept.pop(name) for name in ("regularizer", "smoother") if name in kept}
         torch.manual_seed(0)
         return Engine(
@@ -49,7 +49,7 @@ def engine(toy_data):
             method=create("methods", "at"),
             attack=attack,
             settings=Settings(**{"epochs": 2, "batch_size": 18, "eval_steps": 1, "test_every": 0, **kept}),
-            runtime=Runtime.choose("cpu", precision, compile),
+            runtime=Runtime.choose("cpu", precision, compile, fast_layers=fast_layers),
             **parts,
         )
 
@@ -250,14 +250,17 @@ def test_training_in_bf16_keeps_weights_and_measurements_in_float32(engine):
     assert logits == {True: {torch.bfloat16}, False: {torch.float32}}
 
 
-def test_many_networks_in_one_process_are_all_compiled(engine, graphs):
+@pytest.mark.parametrize(("fast_layers", "works"), [(False, 3), (True, 2)])
+def test_many_networks_in_one_process_are_all_compiled(engine, graphs, fast_layers, works):
+    """Attack, loss, and the attack that measures RA, unless its layers are faster as they are."""
+
     def counted(width):
         before = len(graphs)
         network = nn.Sequential(nn.Flatten(), nn.Linear(16, width), nn.Linear(width, 3))
-        engine(lambda: network, compile=True, epochs=1).fit()
+        engine(lambda: network, compile=True, epochs=1, fast_layers=fast_layers).fit()
         return len(graphs) - before
 
-    assert {counted(width) for width in range(4, 10)} == {3}
+    assert {counted(width) for width in range(4, 10)} == {works}
 
 
 # --- what is finite
@@ -308,8 +311,8 @@ def test_each_kind_of_work_is_compiled_once(engine, graphs, toy_images, monkeypa
     parts = {"regularizer": create("regularizers", "kd-std-adv"), "smoother": create("smoothers", "swa", {"start": 1})}
     engine(convolutions, precision="bf16", compile=True, data=data, batch_size=16, epochs=4, **parts).fit()
     assert (
-        3 <= len(graphs) <= 6
-    )  # attack, loss and evaluation; the standard teacher's loss; the two teachers' own passes
+        2 <= len(graphs) <= 5
+    )  # attack and loss; the standard teacher's loss; the two teachers' own passes; RA is measured uncompiled
 
 
 def test_compiled_or_not_it_trains_alike(engine, graphs):
