@@ -280,7 +280,7 @@ def test_training_attacks_with_them_and_learns_by_the_layers_as_they_are(monkeyp
     """Each step convolves once a pass of the attack by Winograd, and once for the loss by torch; RA likewise."""
     fast, slow = [], []
     own, forward = winograd_conv2d, nn.Conv2d.forward
-    monkeypatch.setattr("at_smooth.fast_layers.winograd_conv2d", lambda *given: fast.append(1) or own(*given))
+    monkeypatch.setattr("at_smooth.fast_convolution.winograd_conv2d", lambda *given: fast.append(1) or own(*given))
     monkeypatch.setattr(
         nn.Conv2d, "forward", lambda self, *given: (self.in_channels > 1 and slow.append(1)) or forward(self, *given)
     )
@@ -300,7 +300,7 @@ def test_training_attacks_with_them_and_learns_by_the_layers_as_they_are(monkeyp
 
 def test_a_teacher_has_them_for_good_and_answers_the_same(monkeypatch):
     seen, own = [], winograd_conv2d
-    monkeypatch.setattr("at_smooth.fast_layers.winograd_conv2d", lambda *given: seen.append(1) or own(*given))
+    monkeypatch.setattr("at_smooth.fast_convolution.winograd_conv2d", lambda *given: seen.append(1) or own(*given))
     images = torch.rand(16, 1, 8, 8)
     model = residual()
     model(torch.rand(16, 1, 8, 8))  # BatchNorm learns something
