@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from at_smooth.fast_batchnorm import faster_batchnorm
 from at_smooth.fast_convolution import faster_convolution
@@ -28,7 +28,7 @@ def fast_layers(model: nn.Module) -> Iterator[None]:
         model: In the modes that it is attacked in.
     """
     # under autocast nothing would be faster, see is_plain
-    hastened = [] if torch.is_autocast_enabled("cpu") else _hasten(model)
+    hastened = [] if torch.is_autocast_enabled("cpu") else hasten(model)
     try:
         with SCRATCH.kept():
             yield
@@ -38,27 +38,15 @@ def fast_layers(model: nn.Module) -> Iterator[None]:
                 vars(layer).pop(name, None)
 
 
-class Hastened(nn.Module):
-    """A network that does not learn, its layers in faster forms for good, as :func:`fast_layers` says.
+def hasten(model: nn.Module) -> list[tuple[nn.Module, dict[str, Any]]]:
+    """Let layers run in faster forms for good, as :func:`fast_layers` says.
 
     Args:
-        model: Frozen, in eval mode, with the weights that it will keep; it is changed.
+        model: In its modes; weights that are frozen will keep their values.
+
+    Returns:
+        The layers that are faster now, each with the attributes that make it so.
     """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        _hasten(model)
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) in [0, 1] to logits (N, K)."""
-        with SCRATCH.kept():
-            logits: Tensor = self.model(images)
-        return logits
-
-
-def _hasten(model: nn.Module) -> list[tuple[nn.Module, dict[str, Any]]]:
-    """The layers that are faster now, each with the attributes that make it so."""
     hastened = []
     for layer in model.modules():
         if "forward" not in vars(layer) and (faster := _faster(layer)):

@@ -16,7 +16,7 @@ from torch import nn
 
 from at_smooth.allocation import keep_freed_memory
 from at_smooth.exceptions import OptionError
-from at_smooth.fast_layers import Hastened
+from at_smooth.fast_layers import hasten
 from at_smooth.lowering import Converted, converted_weights
 from at_smooth.ranks import Ranks
 
@@ -79,7 +79,9 @@ class Runtime:
         frozen = self.compiling(self.place(model).requires_grad_(False).eval())
         if self.precision == "bf16":
             return Converted(frozen, torch.bfloat16).eval()
-        return Hastened(frozen).eval() if self.fast_layers else frozen
+        if self.fast_layers:
+            hasten(frozen)
+        return frozen
 
     def autocast(self) -> AbstractContextManager[object]:
         """The region of one attack or of one loss. Never nest two: the weight cache would lose gradients."""

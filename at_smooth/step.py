@@ -13,6 +13,7 @@ from at_smooth.attacks import Adversary
 from at_smooth.divergence import Scene, all_finite, surely_finite
 from at_smooth.interfaces import Batch, Method, Regularizer, Step, Terms, total
 from at_smooth.runtime import Runtime, fenced_randomness
+from at_smooth.scratch import SCRATCH
 from at_smooth.shared_loss import shared_among_ranks
 
 
@@ -132,7 +133,7 @@ class TrainingStep:
         """Add this share of the batch's gradients to what is there; with the last piece, those of all ranks."""
         perturbed = self._attack(batch)
         with self._shared.no_sync() if self._shared and not last else nullcontext():
-            with self._runtime.autocast():
+            with self._runtime.autocast(), SCRATCH.kept():  # of teachers, whose layers are faster
                 terms, logits = self._form_loss(batch, perturbed, moment.progress)
                 loss = total(terms)
             torch.autograd.backward(loss if share == 1 else loss * share)
