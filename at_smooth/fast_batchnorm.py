@@ -19,7 +19,7 @@ def faster_batchnorm(layer: nn.Module) -> dict[str, Any]:
     found = scale_and_shift(layer)
     if found is None:
         return {}
-    return {"forward": MethodType(_normalize, layer), "_scale": found[0], "_shift": found[1]}
+    return {"forward": MethodType(_normalize, layer), "_fast_scale": found[0], "_fast_shift": found[1]}
 
 
 def scale_and_shift(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
@@ -37,13 +37,13 @@ def scale_and_shift(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
         scale = (variance + layer.eps).rsqrt()
         if weight is not None:
             scale *= weight
-        return scale, torch.addcmul(torch.zeros(()) if bias is None else bias, mean, scale, value=-1)
+        return scale, torch.addcmul(torch.zeros_like(mean) if bias is None else bias, mean, scale, value=-1)
 
 
-def _normalize(layer: Any, features: Tensor) -> Tensor:
-    if layer.training or not is_plain(features) or features.dim() < 2 or features.shape[1] != layer.num_features:
-        result: Tensor = type(layer).forward(layer, features)
+def _normalize(layer: Any, input: Tensor) -> Tensor:
+    if layer.training or not is_plain(input) or input.dim() < 2 or input.shape[1] != layer.num_features:
+        result: Tensor = type(layer).forward(layer, input)
         return result
-    layer._check_input_dim(features)
-    by_channel = (-1, *[1] * (features.dim() - 2))
-    return torch.addcmul(layer._shift.view(by_channel), features, layer._scale.view(by_channel))
+    layer._check_input_dim(input)
+    by_channel = (-1, *[1] * (input.dim() - 2))
+    return torch.addcmul(layer._fast_shift.view(by_channel), input, layer._fast_scale.view(by_channel))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ _WORK = 1 / 3  # of the multiplications, at most: small or odd sizes fill their 
 
 def faster_convolution(layer: nn.Module) -> dict[str, Any]:
     """Attributes that make a layer faster; none where it is not."""
-    return {"forward": MethodType(_convolve, layer)} if is_large(layer) else {}
+    return {"forward": partial(_convolve, layer)} if is_large(layer) else {}
 
 
 def is_large(layer: nn.Module) -> bool:
@@ -42,9 +42,11 @@ def convolve_large(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
     return result if bias is None else result + bias[:, None, None]
 
 
-def _convolve(layer: nn.Conv2d, images: Tensor) -> Tensor:
-    result = convolve_large(images, layer.weight, layer.bias)
-    return nn.Conv2d.forward(layer, images) if result is None else result
+def _convolve(layer: Any, input: Tensor) -> Tensor:
+    result = convolve_large(input, layer.weight, layer.bias) if is_frozen(layer.weight) else None
+    if result is None:
+        result = nn.Conv2d.forward(layer, input)
+    return result
 
 
 def _pays(images: Tensor) -> bool:

@@ -19,17 +19,22 @@ from at_smooth.scratch import SCRATCH
 def fast_layers(model: nn.Module) -> Iterator[None]:
     """Let layers run in faster forms while the block runs, for an attack that searches with frozen weights.
 
-    Large 3x3 convolutions run by :mod:`at_smooth.winograd`; BatchNorm in eval mode as the affine map that it is, or
-    within the layer before it in an ``nn.Sequential``. It happens to layers of just torch's own classes, channels_last,
+    Large 3x3 convolutions in channels_last run by :mod:`at_smooth.winograd`; BatchNorm in eval mode as the affine map
+    that it is, or within the layer before it in an ``nn.Sequential``. It happens to layers of just torch's own classes,
     in float32 on a CPU, whose weights are parameters that do not learn. Whoever learns from what the attack finds, or
     judges it, does so by the layers as they are.
 
     Args:
         model: In the modes that it is attacked in.
     """
-    # under autocast nothing would be faster, see is_plain
-    hastened = [] if torch.is_autocast_enabled("cpu") else hasten(model)
+    hastened: list[tuple[nn.Module, dict[str, Any]]] = []
+    in_vain = torch.is_autocast_enabled("cpu")  # nothing would be faster, see is_plain
     try:
+        for layer in () if in_vain else model.modules():
+            if "forward" not in vars(layer):
+                faster = folded_sequence(layer) or faster_convolution(layer) or faster_batchnorm(layer)
+                hastened.append((layer, faster))
+                vars(layer).update(faster)
         with SCRATCH.kept():
             yield
     finally:
@@ -38,22 +43,10 @@ def fast_layers(model: nn.Module) -> Iterator[None]:
                 vars(layer).pop(name, None)
 
 
-def hasten(model: nn.Module) -> list[tuple[nn.Module, dict[str, Any]]]:
-    """Let layers run in faster forms for good, as :func:`fast_layers` says.
+def hasten_convolutions(model: nn.Module) -> None:
+    """Let a teacher's large 3x3 convolutions run by :mod:`at_smooth.winograd` from here on.
 
-    Args:
-        model: In its modes; weights that are frozen will keep their values.
-
-    Returns:
-        The layers that are faster now, each with the attributes that make it so.
+    Their weights are read, and asked whether they learn, in each pass; so a teacher may be loaded with others.
     """
-    hastened = []
     for layer in model.modules():
-        if "forward" not in vars(layer) and (faster := _faster(layer)):
-            vars(layer).update(faster)
-            hastened.append((layer, faster))
-    return hastened
-
-
-def _faster(layer: nn.Module) -> dict[str, Any]:
-    return folded_sequence(layer) or faster_convolution(layer) or faster_batchnorm(layer)
+        vars(layer).update(faster_convolution(layer))

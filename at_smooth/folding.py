@@ -14,6 +14,8 @@ from at_smooth.fast_batchnorm import scale_and_shift
 from at_smooth.fast_convolution import convolve_large, is_large
 from at_smooth.plain_float32 import is_frozen, is_plain
 
+_PAIRS = [(nn.Linear, nn.BatchNorm1d), (nn.Conv2d, nn.BatchNorm2d)]
+
 
 def folded_sequence(layer: nn.Module) -> dict[str, Any]:
     """Attributes that make a sequence faster; none of any other layer, and where there is nothing to fold.
@@ -24,22 +26,22 @@ def folded_sequence(layer: nn.Module) -> dict[str, Any]:
         return {}
     steps: list[Callable[[Tensor], Tensor]] = []
     for step in layer:
-        folded = _folded(steps[-1], step) if steps and isinstance(steps[-1], nn.Module) else None
+        folded = _folded(steps[-1], step) if steps else None
         if folded is None:
             steps.append(step)
         else:
             steps[-1] = folded
-    return {"forward": MethodType(_run, layer), "_steps": steps} if len(steps) < len(layer) else {}
+    return {"forward": MethodType(_run, layer), "_folded_steps": steps} if len(steps) < len(layer) else {}
 
 
-def _run(sequence: Any, features: Tensor) -> Tensor:
-    for step in sequence._steps:
-        features = step(features)
-    return features
+def _run(sequence: Any, input: Tensor) -> Tensor:
+    for step in sequence._folded_steps:
+        input = step(input)
+    return input
 
 
-def _folded(layer: nn.Module, batchnorm: nn.Module) -> Folded | None:
-    if type(layer) not in (nn.Linear, nn.Conv2d) or getattr(layer, "padding_mode", "zeros") != "zeros":
+def _folded(layer: Any, batchnorm: Any) -> Folded | None:
+    if (type(layer), type(batchnorm)) not in _PAIRS or getattr(layer, "padding_mode", "zeros") != "zeros":
         return None
     weight, bias = layer._parameters.get("weight"), layer._parameters.get("bias")
     if weight is None or not is_frozen(weight) or (bias is not None and not is_frozen(bias)):
@@ -78,7 +80,8 @@ class Folded:
     def __call__(self, features: Tensor) -> Tensor:
         """As the two layers, one after the other; those themselves run where this would not be right."""
         layer = self._layer
-        if self._batchnorm.training or not is_plain(features) or features.dim() != self._dims:
+        watched = _is_watched(layer) or _is_watched(self._batchnorm)
+        if watched or self._batchnorm.training or not is_plain(features) or features.dim() != self._dims:
             result: Tensor = self._batchnorm(layer(features))
             return result
         if self._dims == 2:

@@ -16,7 +16,7 @@ from torch import nn
 
 from at_smooth.allocation import keep_freed_memory
 from at_smooth.exceptions import OptionError
-from at_smooth.fast_layers import hasten
+from at_smooth.fast_layers import hasten_convolutions
 from at_smooth.lowering import Converted, converted_weights
 from at_smooth.ranks import Ranks
 
@@ -40,6 +40,9 @@ class Runtime:
     ranks: Ranks = field(default_factory=Ranks)
     fast_layers: bool = True
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fast_layers", self.fast_layers and self.device.type == "cpu")
+
     @classmethod
     def choose(
         cls,
@@ -62,7 +65,7 @@ class Runtime:
             keep_freed_memory()
         elif chosen.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
             torch.backends.cudnn.benchmark = True  # batches have one size, so the search for the fastest way pays
-        return cls(chosen, precision, compile, ranks, fast_layers and chosen.type == "cpu")
+        return cls(chosen, precision, compile, ranks, fast_layers)
 
     def place(self, model: nn.Module) -> nn.Module:
         """Move a model to the device, in the memory layout in which convolutions are fastest."""
@@ -80,7 +83,7 @@ class Runtime:
         if self.precision == "bf16":
             return Converted(frozen, torch.bfloat16).eval()
         if self.fast_layers:
-            hasten(frozen)
+            hasten_convolutions(frozen)
         return frozen
 
     def autocast(self) -> AbstractContextManager[object]:

@@ -29,12 +29,13 @@ class Scratch(threading.local):
 
     def empty(self, name: str, *size: int) -> Tensor:
         """A tensor of this size, float32 on the CPU, in the memory of the last one of that name if any is kept."""
-        n = math.prod(size)
-        if self._kept is None or torch.compiler.is_compiling():  # compiled code plans its memory itself
+        if torch.compiler.is_compiling() or self._kept is None:  # compiled code plans its memory itself
             return torch.empty(size, dtype=torch.float32, device="cpu")
+        n = math.prod(size)
         if name not in self._kept or self._kept[name].numel() < n:
             self._kept.pop(name, None)  # its memory first, then the larger one
-            self._kept[name] = torch.empty(n, dtype=torch.float32, device="cpu")
+            with torch.inference_mode(False):  # otherwise nobody outside of it could write there
+                self._kept[name] = torch.empty(n, dtype=torch.float32, device="cpu")
         return self._kept[name][:n].view(size)
 
 

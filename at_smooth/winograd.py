@@ -80,10 +80,13 @@ class _Convolution(torch.autograd.Function):
     """By the filters; or by the filters turned, from their outputs back to their inputs, as gradients go."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, weight: Tensor, turned: bool) -> Tensor:
-        ctx.save_for_backward(weight)
-        ctx.turned = turned
+    def forward(images: Tensor, weight: Tensor, turned: bool) -> Tensor:
         return _convolve(images, weight, turned)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, weight, ctx.turned = inputs
+        ctx.save_for_backward(weight)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -119,7 +122,7 @@ def _convolve(images: Tensor, weight: Tensor, turned: bool) -> Tensor:
 
 
 def _filters(weight: Tensor, turned: bool, at_once: int) -> Iterator[tuple[slice, Tensor]]:
-    """Places, at so many at once (P), with their G g Gᵀ: (P, C, K), or (P, K, C) turned; each overwrites the last."""
+    """Places, so many at once (P), with their G g Gᵀ: (P, C, K), or (P, K, C) turned; each may overwrite the last."""
     g = weight.permute(0, 2, 3, 1).reshape(len(weight), 9, -1)
     for first, matrix in enumerate(torch.split(_GG_TURNED if turned else _GG, at_once)):
         into = SCRATCH.empty("filters", len(g), len(matrix), g.shape[2])

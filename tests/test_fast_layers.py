@@ -1,16 +1,18 @@
 """What an attack runs in faster forms is the same up to rounding, and only while it runs."""
 
 import copy
+import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from at_smooth import Data, Engine, Part, Recipe, Runtime, Settings, Threat, create, load_model, train
+from at_smooth import Data, Engine, Part, Recipe, Regularizer, Runtime, Settings, Threat, create, load_model, train
 from at_smooth.attacks import Adversary, AttackSpec
 from at_smooth.fast_layers import fast_layers
 from at_smooth.network import Normalize
+from at_smooth.scratch import SCRATCH
 from at_smooth.winograd import winograd_conv2d
 
 # (channels, filters, height, width) that are and are not made of whole tiles
@@ -59,6 +61,8 @@ def test_a_batch_in_pieces_is_the_batch(monkeypatch):
     whole = winograd_conv2d(images, weight)
     monkeypatch.setattr("at_smooth.winograd._AT_ONCE", 2 * 36 * 4 * 4)  # two images
     torch.testing.assert_close(winograd_conv2d(images, weight), whole, rtol=1e-4, atol=1e-4)
+    with SCRATCH.kept():
+        torch.testing.assert_close(winograd_conv2d(images, weight), whole, rtol=1e-4, atol=1e-4)
 
 
 def test_second_derivatives_are_torchs():
@@ -244,6 +248,23 @@ def test_hooks_run_and_everything_is_put_back_even_after_an_error():
     assert model[2].forward.__self__.__class__ is nn.Identity
 
 
+def test_nothing_is_left_where_a_layer_cannot_be_read():
+    model = nn.Sequential(learned(conv()), learned(nn.BatchNorm2d(96)), learned(nn.BatchNorm2d(96)))
+    model[2].running_mean = torch.zeros(5)
+    with pytest.raises(RuntimeError), fast_layers(model):
+        pass
+    assert not any("forward" in vars(layer) for layer in model.modules())
+
+
+def test_convolutions_leave_their_memory_to_each_other():
+    model = learned(nn.Sequential(conv(), conv()))
+    with fast_layers(model):
+        model(torch.randn(32, 96, 4, 4))
+        place = SCRATCH.empty("tiles", 1).data_ptr()
+        model(torch.randn(32, 96, 4, 4))
+        assert SCRATCH.empty("tiles", 1).data_ptr() == place
+
+
 def residual(width=96):
     torch.manual_seed(0)
     return nn.Sequential(
@@ -309,10 +330,57 @@ def test_a_teacher_has_them_for_good_and_answers_the_same(monkeypatch):
     assert torch.equal(direct(images), wanted)
     assert not seen
     teacher = Runtime.choose("cpu").teacher(model)
-    for each in (teacher, copy.deepcopy(teacher)):
+    for each in (teacher, copy.deepcopy(teacher), pickle.loads(pickle.dumps(teacher))):
         seen.clear()
         torch.testing.assert_close(each(images), wanted, rtol=1e-4, atol=1e-5)
         assert seen == [1]
+    assert list(teacher.state_dict()) == list(direct.state_dict())
+    (wanted_gradient,) = torch.autograd.grad(direct(images.requires_grad_()).square().sum(), images)
+    gradient = torch.func.grad(lambda given: teacher(given).square().sum())(images.detach())
+    torch.testing.assert_close(gradient, wanted_gradient, rtol=1e-3, atol=1e-4)
+
+
+def test_a_teacher_goes_with_what_becomes_of_it():
+    images, others = torch.rand(16, 1, 8, 8), residual().state_dict()
+    others = {name: value + 0.1 for name, value in others.items()}
+    teacher, direct = (Runtime.choose("cpu", fast_layers=fast).teacher(residual()) for fast in (True, False))
+    for each in (teacher, direct):
+        each.load_state_dict(others)
+        each[-1] = nn.Identity()
+        each[4].register_forward_hook(lambda layer, given, output: 2 * output)
+    torch.testing.assert_close(teacher(images), direct(images), rtol=1e-4, atol=1e-4)
+    teacher.requires_grad_(True)(images).sum().backward()
+    direct.requires_grad_(True)(images).sum().backward()
+    torch.testing.assert_close(teacher[4].weight.grad, direct[4].weight.grad)
+
+
+def test_teachers_and_attacks_share_memory_in_whatever_mode_of_autograd():
+    teacher = Runtime.choose("cpu").teacher(residual())
+    images = torch.rand(16, 1, 8, 8)
+    with SCRATCH.kept():
+        with torch.inference_mode():
+            first = teacher(images)
+        with torch.no_grad():
+            assert torch.equal(teacher(images), first)
+
+
+def test_a_step_keeps_memory_for_teachers():
+    places = []
+
+    class Looking(Regularizer):
+        def terms(self, step):
+            places.extend(SCRATCH.empty("here", 1).data_ptr() for _ in range(2))
+            return {"method": step.loss}
+
+    images, labels = torch.rand(16, 1, 8, 8), torch.arange(16) % 3
+    part = Part(images, labels)
+    Engine(
+        residual(), Data(part, part, part, 3), method=create("methods", "at"), regularizer=Looking(),
+        attack=AttackSpec.parse("pgd", Threat("Linf", 0.1), {"steps": 1}),
+        settings=Settings(epochs=1, batch_size=16, lr=0.01, eval_steps=1), runtime=Runtime.choose("cpu"),
+    ).train_epoch(0)  # fmt: skip
+    assert len(places) == 2
+    assert places[0] == places[1]
 
 
 def test_the_same_seed_gives_the_same_bits():

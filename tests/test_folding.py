@@ -105,10 +105,12 @@ class Listening(nn.Sequential):
     """Someone's own sequence."""
 
 
-def watched(attach):
+def watched(attach, afterwards=lambda model: None):
     layer, norm, _ = pair("linear")
     attach(layer, norm)
-    return sequence(layer, norm)
+    model = sequence(layer, norm)
+    afterwards(model)
+    return model
 
 
 AS_THEY_ARE = {
@@ -120,6 +122,8 @@ AS_THEY_ARE = {
     "a hook on BatchNorm": lambda: watched(lambda layer, norm: norm.register_forward_hook(lambda *given: None)),
     "a hook before it": lambda: watched(lambda layer, norm: norm.register_forward_pre_hook(lambda *given: None)),
     "a hook on gradients": lambda: watched(lambda layer, norm: norm.register_full_backward_hook(lambda *given: None)),
+    "another padding": lambda: sequence(nn.Conv2d(5, 4, 3, padding=1, padding_mode="circular"), pair("convolution")[1]),
+    "a bias that learns": lambda: watched(lambda layer, norm: None, lambda model: model[0].bias.requires_grad_(True)),
     "learning": lambda: sequence(*pair("linear")[:2]).requires_grad_(True),
     "train mode": lambda: sequence(*pair("linear")[:2]).train(),
     "an own way": lambda: watched(lambda layer, norm: vars(layer).update(forward=nn.Linear(5, 4).forward)),
@@ -131,7 +135,8 @@ AS_THEY_ARE = {
 @pytest.mark.parametrize("name", AS_THEY_ARE)
 def test_others_run_as_they_are(name, monkeypatch):
     model = AS_THEY_ARE[name]()
-    images = torch.randn(7, 5, dtype=torch.float64 if name == "double" else torch.float32)
+    shape = (7, 5, 6, 6) if isinstance(model[0], nn.Conv2d) else (7, 5)
+    images = torch.randn(shape, dtype=torch.float64 if name == "double" else torch.float32)
     wanted = model(images)
     with fast_layers(model):
         assert batchnorms_that_ran(model, images, monkeypatch) == 1
@@ -152,7 +157,19 @@ def test_what_changes_meanwhile_is_seen():
         torch.testing.assert_close(model(flat).mean(0), norm.bias, rtol=1e-4, atol=1e-4)
 
 
-def test_mistakes_stay_mistakes():
-    model = sequence(nn.Linear(5, 4), nn.BatchNorm1d(3))
-    with fast_layers(model), pytest.raises((RuntimeError, ValueError)):
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(3), nn.BatchNorm2d(4), None])
+def test_mistakes_stay_mistakes(norm):
+    model = sequence(nn.Linear(5, 4), norm or nn.Identity())
+    model[1] = norm
+    with fast_layers(model), pytest.raises((RuntimeError, ValueError, TypeError)):
         model(torch.randn(8, 5))
+
+
+def test_hooks_that_come_later_see_what_they_saw():
+    layer, norm, _ = pair("linear")
+    model, images, seen = sequence(layer, norm), torch.randn(8, 5), []
+    with fast_layers(model):
+        for each in (layer, norm):
+            with each.register_forward_hook(lambda module, given, output: seen.append(output)):
+                model(input=images)
+    torch.testing.assert_close(seen, [layer(images), norm(layer(images))])
