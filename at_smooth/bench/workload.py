@@ -27,7 +27,7 @@ class Variant:
     Attributes:
         precision: ``"fp32"`` or ``"bf16"``.
         compile: Whether the model is compiled.
-        direct: Whether attacks run torch's own layers, without :mod:`at_smooth.fast_layers`.
+        direct: Whether attacks and teachers run torch's own layers, without :mod:`at_smooth.fast_layers`.
     """
 
     precision: str = "fp32"
