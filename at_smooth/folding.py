@@ -46,7 +46,7 @@ def _folded(layer: Any, batchnorm: Any) -> Folded | None:
     weight, bias = layer._parameters.get("weight"), layer._parameters.get("bias")
     if weight is None or not is_frozen(weight) or (bias is not None and not is_frozen(bias)):
         return None
-    if any(_is_watched(each) or "forward" in vars(each) for each in (layer, batchnorm)):
+    if any("forward" in vars(each) for each in (layer, batchnorm)):
         return None
     found = scale_and_shift(batchnorm)
     return None if found is None or len(found[0]) != len(weight) else Folded(layer, batchnorm, *found)

@@ -354,6 +354,12 @@ def test_a_teacher_goes_with_what_becomes_of_it():
     torch.testing.assert_close(teacher[4].weight.grad, direct[4].weight.grad)
 
 
+def test_a_teachers_own_way_stays():
+    model = residual()
+    model[4].forward = nn.Identity().forward
+    assert Runtime.choose("cpu").teacher(model)[4].forward.__self__.__class__ is nn.Identity
+
+
 def test_teachers_and_attacks_share_memory_in_whatever_mode_of_autograd():
     teacher = Runtime.choose("cpu").teacher(residual())
     images = torch.rand(16, 1, 8, 8)
