@@ -34,7 +34,7 @@ def headline(recipe: Recipe) -> str:
     parts = [recipe.method, *(choice for choice in (recipe.regularizer, recipe.smoother) if choice not in neutral)]
     return (
         f"[bold]{' + '.join(parts)}[/bold]: {recipe.model} on {recipe.dataset}, {recipe.threat}, "
-        f"{recipe.epochs} epochs, seed {recipe.seed}"
+        f"{recipe.epochs} epoch{'s' * (recipe.epochs > 1)}, seed {recipe.seed}"
     )
 
 

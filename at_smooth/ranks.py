@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -167,12 +167,13 @@ class Ranks:
                 each.copy_(first.view_as(each))
 
 
-@lru_cache(maxsize=1)
-def _control_group_beside(group: Any) -> Any:
-    config = dist.get_backend_config(group)
-    return None if "gloo" in config else dist.new_group(backend="gloo")
+#: By the group that they stand beside, which must be free to go when it is destroyed.
+_control_groups: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
 def _control_group() -> Any:
     """Where what is on the CPU is exchanged: the group itself, or one of gloo's beside a user's group of NCCL's."""
-    return _control_group_beside(dist.group.WORLD)
+    group = dist.group.WORLD
+    if group not in _control_groups:
+        _control_groups[group] = None if "gloo" in dist.get_backend_config(group) else dist.new_group(backend="gloo")
+    return _control_groups[group]

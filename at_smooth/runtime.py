@@ -60,6 +60,8 @@ class Runtime:
         ranks = ranks or Ranks()
         chosen = usable_device(device, ranks)
         if chosen.type == "cpu":
+            for kind in (np.float32, np.float64):
+                np.finfo(kind)  # older NumPy looks for the smallest number once, and warns where denormals are gone
             # Near-zero losses make denormal numbers, which slow a CPU's arithmetic many times.
             torch.set_flush_denormal(True)
             keep_freed_memory()

@@ -6,12 +6,14 @@ any of them. So a rank that loses its connection can tell a partner that ended (
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
+from importlib import import_module
 from typing import Any
 
 import click
@@ -60,6 +62,9 @@ def process_group() -> Iterator[Ranks]:
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # some builds of torch have neither
     from torch.distributed.rendezvous import rendezvous
 
+    # Its functions keep the group that is there when they are imported; then nothing would end the group's threads.
+    import_module("torch.distributed.nn.functional")
+
     with losses_told():
         gpus = torch.cuda.is_available()
         if gpus and ranks.local < torch.cuda.device_count():
@@ -85,6 +90,7 @@ def process_group() -> Iterator[Ranks]:
             dist.destroy_process_group()
         raise
     _part(ranks)
+    gc.collect()  # the loss that is shared holds the group too
     dist.destroy_process_group()
 
 

@@ -401,6 +401,35 @@ def test_a_script_trains_several_times(torchrun, tmp_path):
     assert all(Run(tmp_path / f"run-{seed}").finished for seed in range(3))
 
 
+LAST_WORK = """
+import time
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from at_smooth.torchrun import process_group
+
+class LongToFree:
+    def __del__(self):
+        time.sleep(0.5)
+
+with process_group() as ranks:
+    shared = DistributedDataParallel(torch.nn.Linear(1, 1))
+    numbers = torch.tensor(1)
+    numbers.note = LongToFree()
+    if ranks.first:
+        time.sleep(0.3)  # so that a thread of the other's is the last to hold its numbers
+    dist.all_reduce(numbers, async_op=True)
+    del numbers, shared
+"""
+
+
+def test_threads_of_the_group_end_before_python_does(torchrun, tmp_path):
+    script = tmp_path / "last.py"
+    script.write_text(LAST_WORK)
+    status, _, text = torchrun(2, script).end()
+    assert status == 0, text
+
+
 @pytest.mark.parametrize("same", [False, True])
 def test_a_memory_of_one_ranks_examples_is_refused(toy_data, same):
     from typing import ClassVar

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -14,6 +17,14 @@ def test_auto_is_the_best_device_that_is_there():
 def test_a_device_that_is_not_there_is_refused(device):
     with pytest.raises(OptionError, match=f"device '{device}' cannot be used"):
         Runtime.choose(device)
+
+
+def test_numpy_does_not_complain_that_denormals_are_gone():
+    script = (
+        "import warnings, numpy, at_smooth; at_smooth.Runtime.choose('cpu'); warnings.simplefilter('error'); "
+        "[numpy.finfo(kind) for kind in (numpy.float32, numpy.float64)]"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_a_stream_follows_from_seed_moment_and_purpose():
