@@ -29,8 +29,10 @@ _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 #: How long the ranks wait for each other at most. A rank that dies is noticed at once, by its connections.
 _PATIENCE = timedelta(minutes=20)
-#: Seconds that the others wait for the first rank's words.
+#: Seconds that a rank waits for the words of another that is ending too.
 _GRACE = 5.0
+#: What the first rank tells where another says why all end.
+_NOTHING = "nothing"
 #: Seconds that ranks which are done wait for each other before they hang up.
 _FAREWELL = 60.0
 
@@ -160,12 +162,16 @@ def _agreed_words(ranks: Ranks, text: str, error: BaseException, exit_code: int)
     if isinstance(error, RankLostError | Interrupted):
         other, code = (int(part) for part in _value(store, "ended", f"{ranks.number} {exit_code}").split())
         if other != ranks.number and code != exit_code:
-            return code  # it follows a rank that says why itself
-    if not ranks.first and _told(store, exit_code):
-        return exit_code
+            if ranks.first:
+                store.set("told", _NOTHING)
+            _appears(store, "said")  # torchrun ends all others when one has ended
+            return code
+    if not ranks.first and _appears(store, "told") and _value(store, "told", _NOTHING) == str(exit_code):
+        return exit_code  # the first rank has said the same
     if isinstance(error, RankLostError) and store.add("loss", 1) > 1:
         return exit_code
     click.echo(text if ranks.first or isinstance(error, RankLostError) else f"rank {ranks.number}: {text}", err=True)
+    store.set("said", "")
     if ranks.first:
         store.set("told", str(exit_code))
     return exit_code
@@ -175,9 +181,9 @@ def _value(store: Any, key: str, default: str) -> str:
     return str(store.get(key).decode()) if store.check([key]) else default
 
 
-def _told(store: Any, exit_code: int) -> bool:
-    """Whether the first rank says the same; waits for it, so that it has been printed when this process ends."""
+def _appears(store: Any, key: str) -> bool:
+    """Wait a while for another rank to set a key."""
     patience = time.monotonic() + _GRACE
-    while not store.check(["told"]) and time.monotonic() < patience:
+    while not store.check([key]) and time.monotonic() < patience:
         time.sleep(0.05)
-    return int(_value(store, "told", "-1")) == exit_code
+    return bool(store.check([key]))
