@@ -1,4 +1,4 @@
-"""Which work runs compiled: that of full batches, each kind of it compiled once."""
+"""How a model compiles, and which work runs compiled: that of full batches, each kind of it compiled once."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
+from torch import nn
 
 from at_smooth.exceptions import OptionError
 
@@ -57,6 +58,20 @@ class Compilation:
                 reason = next((line for line in str(error).splitlines() if line), type(error).__name__)
                 raise OptionError(f"the model cannot be compiled here ({reason}). Leave --compile out.") from None
         self._done.add(work)
+
+
+def compile_in_place(model: nn.Module) -> None:
+    """Let a model compile when it is called; its ``state_dict`` keeps its names.
+
+    As ``nn.Module.compile``, which before torch 2.13 passes over what begins in torch's own code, such as an
+    ``nn.Sequential``. Hence a function of ours around it.
+    """
+    call = model._call_impl
+
+    def called(*arguments: Any, **named: Any) -> Any:
+        return call(*arguments, **named)  # type: ignore[no-untyped-call]
+
+    model._compiled_call_impl = torch.compile(called, dynamic=False)
 
 
 @contextmanager

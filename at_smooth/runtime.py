@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from at_smooth.allocation import keep_freed_memory
+from at_smooth.compilation import compile_in_place
 from at_smooth.exceptions import OptionError
 from at_smooth.fast_layers import hasten_convolutions
 from at_smooth.lowering import Converted, converted_weights
@@ -76,7 +77,7 @@ class Runtime:
     def compiling(self, model: nn.Module) -> nn.Module:
         """Let a model compile in place, if that is wanted; its ``state_dict`` keeps its names."""
         if self.compile and model._compiled_call_impl is None:
-            model.compile(dynamic=False)
+            compile_in_place(model)
         return model
 
     def teacher(self, model: nn.Module) -> nn.Module:

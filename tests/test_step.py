@@ -296,8 +296,8 @@ def graphs(monkeypatch):
         sizes.append(len(examples))
         return graph.forward
 
-    original = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **how: original(self, backend=backend, **how))
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda call, **how: original(call, backend=backend, **how))
     torch._dynamo.reset()
     yield sizes
     torch._dynamo.reset()
@@ -310,9 +310,9 @@ def test_each_kind_of_work_is_compiled_once(engine, graphs, toy_images, monkeypa
     monkeypatch.setattr("at_smooth.engine._SMALL", 0)
     parts = {"regularizer": create("regularizers", "kd-std-adv"), "smoother": create("smoothers", "swa", {"start": 1})}
     engine(convolutions, precision="bf16", compile=True, data=data, batch_size=16, epochs=4, **parts).fit()
-    assert (
-        2 <= len(graphs) <= 5
-    )  # attack and loss; the standard teacher's loss; the two teachers' own passes; RA is measured uncompiled
+    # Attack and loss of the student and of the robust teacher, which may share them; the standard teacher's loss; the
+    # two teachers' own passes. RA is measured uncompiled.
+    assert 2 <= len(graphs) <= 7
 
 
 def test_compiled_or_not_it_trains_alike(engine, graphs):
@@ -333,8 +333,8 @@ def test_a_model_that_cannot_be_compiled_is_said_to_be_so(engine, monkeypatch):
     def fails(graph, examples):
         raise FileNotFoundError("no compiler")
 
-    original = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **how: original(self, backend=fails, **how))
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda call, **how: original(call, backend=fails, **how))
     torch._dynamo.reset()
     with pytest.raises(OptionError, match=r"cannot be compiled here.*Leave --compile out"):
         engine(compile=True).fit()
