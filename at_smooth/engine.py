@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import islice
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from at_smooth.attacks import PGD, Adversary, AttackSpec
 from at_smooth.batchnorm import refresh_batchnorm
+from at_smooth.best import Best
 from at_smooth.compilation import Compilation
 from at_smooth.data import Data, Part
 from at_smooth.divergence import all_finite, average_diverged, weights_diverged
@@ -25,51 +26,12 @@ from at_smooth.network import try_out
 from at_smooth.observer import Observer
 from at_smooth.runtime import Runtime, fenced_randomness, seed_global
 from at_smooth.settings import Settings
-from at_smooth.step import Moment, Taken, TrainingLoss, TrainingStep
+from at_smooth.step import Moment, TrainingLoss, TrainingStep
+from at_smooth.underway import Underway
 
 _LAST = 5  # the paper's Table A7 reports the mean of the last five epochs
 _SMALL = 2**15  # values of images that any machine takes at once: 512 of 1x8x8
 _RETRIES = 3  # times that a training goes back and lowers its learning rate, if it may
-
-
-@dataclass
-class Best:
-    """The best epoch so far of one kind of weights."""
-
-    score: float = -1.0
-    row: Row = field(default_factory=dict)
-    weights: dict[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass
-class Underway:
-    """The epoch in hand: what it takes to go on in the middle of it, and what its row is made of.
-
-    Attributes:
-        epoch: Which one, counted from 0.
-        lr: Its learning rate.
-        loss: Sum over its examples so far, a scalar.
-        correct: How many of them were classified correctly under attack, a scalar.
-        batches: How many are done.
-        seconds: What it took before an interruption.
-    """
-
-    epoch: int
-    lr: float
-    loss: Tensor
-    correct: Tensor
-    batches: int = 0
-    seconds: float = 0.0
-
-    def add(self, taken: Taken) -> None:
-        """Count a step in."""
-        self.loss = self.loss + taken.loss
-        self.correct = self.correct + taken.correct
-        self.batches += 1
-
-    def figures(self, n: int) -> Row:
-        """``lr``, ``train_loss`` and ``train_acc`` (percent, on the attacked images) of an epoch of ``n`` examples."""
-        return {"lr": self.lr, "train_loss": self.loss.item() / n, "train_acc": 100 * self.correct.item() / n}
 
 
 class Engine:
@@ -411,11 +373,7 @@ class Engine:
     def _improves(self, weights: str, row: Row) -> bool:
         model = self.model if weights == "raw" else self.smoother.smoothed()
         score = row[self.selects_by if weights == "raw" else f"smoothed_{self.selects_by}"]
-        if model is None or score is None or score <= self.best[weights].score:
-            return False
-        kept = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-        self.best[weights] = Best(score, row, kept)
-        return True
+        return model is not None and self.best[weights].improves(score, row, model)
 
     def _tell(self, event: str, *news: object) -> None:
         for observer in self._observers:

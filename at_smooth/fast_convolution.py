@@ -19,7 +19,7 @@ _WORK = 1 / 3  # of the multiplications, at most: small or odd sizes fill their 
 
 def faster_convolution(layer: nn.Module) -> dict[str, Any]:
     """Attributes that make a layer faster; none where it is not."""
-    return {"forward": partial(_convolve, layer)} if is_large(layer) else {}
+    return {"forward": partial(_forward, layer)} if is_large(layer) else {}
 
 
 def is_large(layer: nn.Module) -> bool:
@@ -42,7 +42,7 @@ def convolve_large(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
     return result if bias is None else result + bias[:, None, None]
 
 
-def _convolve(layer: Any, input: Tensor) -> Tensor:
+def _forward(layer: Any, input: Tensor) -> Tensor:
     result = convolve_large(input, layer.weight, layer.bias) if is_frozen(layer.weight) else None
     if result is None:
         result = nn.Conv2d.forward(layer, input)

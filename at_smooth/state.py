@@ -31,7 +31,7 @@ class _Strict(BaseModel):
 
 
 class UnderwayState(_Strict):
-    """An epoch in hand, as :class:`at_smooth.engine.Underway` has it."""
+    """An epoch in hand, as :class:`at_smooth.underway.Underway` has it."""
 
     epoch: NonNegativeInt
     lr: float
