@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from at_smooth.fast_batchnorm import scale_and_shift
 from at_smooth.fast_convolution import convolve_large, is_large
@@ -53,9 +54,9 @@ def _folded(layer: Any, batchnorm: Any) -> Folded | None:
 
 
 def _is_watched(layer: nn.Module) -> bool:
-    """Whether hooks want to see what goes through it."""
+    """Whether hooks want to see what goes through it, its own or those of all modules."""
     hooks = (layer._forward_pre_hooks, layer._forward_hooks, layer._backward_pre_hooks, layer._backward_hooks)
-    return any(hooks)
+    return any(hooks) or bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
 
 
 class Folded:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from at_smooth.fast_layers import fast_layers
 
@@ -173,3 +174,11 @@ def test_hooks_that_come_later_see_what_they_saw():
             with each.register_forward_hook(lambda module, given, output: seen.append(output)):
                 model(input=images)
     torch.testing.assert_close(seen, [layer(images), norm(layer(images))])
+
+
+def test_hooks_of_all_modules_see_every_layer():
+    layer, norm, _ = pair("linear")
+    model, seen = sequence(layer, norm), []
+    with fast_layers(model), register_module_forward_hook(lambda module, given, output: seen.append(module)):
+        model(torch.randn(8, 5))
+    assert seen == [layer, norm, model]
