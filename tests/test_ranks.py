@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,9 @@ class Torchrun:
             time.sleep(0.05)
 
     def kill(self):
+        for each in self.ranks():
+            with suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
         self._process.kill()
 
 
