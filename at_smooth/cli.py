@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
+import sys
 from typing import Any
 
 import click
@@ -25,7 +25,7 @@ from at_smooth.commands.reproduce import reproduce
 from at_smooth.commands.train import train
 from at_smooth.commands.transfer import transfer
 from at_smooth.commands.watch import watch
-from at_smooth.exceptions import AtSmoothError, InputError, Interrupted
+from at_smooth.exceptions import AtSmoothError, InputError, Interrupted, exit_code_of
 
 
 class _Group(click.Group):
@@ -35,29 +35,34 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except AtSmoothError as error:
-            _end(ctx, f"Error: {error}", error, error.exit_code)
-        except OSError as error:  # a full disk under the standard output, say
+            _end(ctx, f"Error: {error}", error)
+        except OSError as error:
             if error.errno == errno.EPIPE:
                 raise
-            _end(ctx, f"Error: {error}", error, InputError.exit_code)
+            _end(ctx, f"Error: {error}", error)
         except click.ClickException as error:  # click's own, of options that all ranks got alike
-            if _several() and os.environ.get("RANK", "0") != "0":
+            if not _first():
                 ctx.exit(error.exit_code)
             raise
         except Interrupted as stop:
-            _end(ctx, f"{stop.name}: {stop}", stop, stop.exit_code)
+            _end(ctx, f"{stop.name}: {stop}", stop)
         except KeyboardInterrupt as stop:
-            _end(ctx, "SIGINT: stopped before anything began", stop, 128 + signal.SIGINT)
+            _end(ctx, "SIGINT: stopped before anything began", stop)
 
 
-def _end(ctx: click.Context, text: str, error: BaseException, exit_code: int) -> None:
-    if _several():
+def _end(ctx: click.Context, text: str, error: BaseException) -> None:
+    exit_code = exit_code_of(error)
+    if _several() and "at_smooth.torchrun" in sys.modules:  # or so early that all ranks do the same
         from at_smooth.torchrun import last_words
 
         exit_code = last_words(text, error, exit_code)
-    else:
+    elif _first():
         click.echo(text, err=True)
     ctx.exit(exit_code)
+
+
+def _first() -> bool:
+    return not _several() or os.environ.get("RANK", "0") == "0"
 
 
 def _several() -> bool:

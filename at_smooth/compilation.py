@@ -11,7 +11,7 @@ from torch import nn
 
 from at_smooth.exceptions import OptionError
 
-#: How many compiled forms of one piece of code torch keeps; all networks whose root is an ``nn.Sequential`` share them.
+#: How many compiled forms of one piece of code torch keeps; all networks share them.
 _FORMS = 256
 
 

@@ -1,6 +1,6 @@
 """Every error that at-smooth raises on purpose, in one family.
 
-A message says what is wrong and what to do next. Only ``cli.py`` turns them into exit codes.
+A message says what is wrong and what to do next. Only ``cli.py`` ends with their exit codes.
 """
 
 from __future__ import annotations
@@ -144,3 +144,12 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """What a mistyped name may have meant, as words for a message; empty where nothing is near."""
     close = list(dict.fromkeys(difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)))
     return f" (did you mean {' or '.join(repr(other) for other in close)}?)" if close else ""
+
+
+def exit_code_of(error: BaseException) -> int:
+    """What the command exits with because of an error, of the family or not."""
+    if isinstance(error, OSError):  # a full disk under the standard output, say
+        return InputError.exit_code
+    if isinstance(error, KeyboardInterrupt) and not isinstance(error, Interrupted):
+        return 128 + signal.SIGINT
+    return int(getattr(error, "exit_code", 1))

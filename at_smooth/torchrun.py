@@ -10,6 +10,7 @@ import gc
 import itertools
 import os
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
@@ -20,7 +21,7 @@ import click
 import torch
 import torch.distributed as dist
 
-from at_smooth.exceptions import Interrupted, RankLostError
+from at_smooth.exceptions import Interrupted, RankLostError, exit_code_of
 from at_smooth.interruption import ignore_signals
 from at_smooth.ranks import Ranks
 
@@ -89,6 +90,7 @@ def process_group() -> Iterator[Ranks]:
         if not isinstance(error, RankLostError):
             _note_end(ranks, error)
         if not gpus:  # the others learn of it at once; NCCL might wait for what never comes
+            _let_go(error)
             dist.destroy_process_group()
         raise
     _part(ranks)
@@ -103,6 +105,14 @@ def _part(ranks: Ranks) -> None:
         _store[0].add("done", 1)
         while _store[0].add("done", 0) < ranks.count and time.monotonic() < patience:
             time.sleep(0.01)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Drop what the frames of an error hold: the loss that is shared, and so the group."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    gc.collect()
 
 
 @contextmanager
@@ -128,7 +138,7 @@ def _is_loss(error: RuntimeError) -> bool:
 
 
 def _note_end(ranks: Ranks, error: BaseException) -> None:
-    code = getattr(error, "exit_code", 1)
+    code = exit_code_of(error)
     with suppress(RuntimeError):
         _store[0].set(f"ended/{ranks.number}", str(code))
         _store[0].set("ended", f"{ranks.number} {code}")
@@ -164,9 +174,10 @@ def _agreed_words(ranks: Ranks, text: str, error: BaseException, exit_code: int)
         if other != ranks.number and code != exit_code:
             if ranks.first:
                 store.set("told", _NOTHING)
-            _appears(store, "said")  # torchrun ends all others when one has ended
+            # torchrun ends all others when one has ended, amid their words or a traceback, for which nobody waits here
+            _appears(store, "said", 2 * _GRACE)
             return code
-    if not ranks.first and _appears(store, "told") and _value(store, "told", _NOTHING) == str(exit_code):
+    if not ranks.first and _appears(store, "told", _GRACE) and _value(store, "told", _NOTHING) == str(exit_code):
         return exit_code  # the first rank has said the same
     if isinstance(error, RankLostError) and store.add("loss", 1) > 1:
         return exit_code
@@ -181,9 +192,9 @@ def _value(store: Any, key: str, default: str) -> str:
     return str(store.get(key).decode()) if store.check([key]) else default
 
 
-def _appears(store: Any, key: str) -> bool:
+def _appears(store: Any, key: str, seconds: float) -> bool:
     """Wait a while for another rank to set a key."""
-    patience = time.monotonic() + _GRACE
+    patience = time.monotonic() + seconds
     while not store.check([key]) and time.monotonic() < patience:
         time.sleep(0.05)
     return bool(store.check([key]))

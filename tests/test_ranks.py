@@ -60,7 +60,11 @@ class Torchrun:
 
     def end(self):
         """The exit status, and what was printed before torchrun's own account."""
-        status = self._process.wait(120)
+        try:
+            status = self._process.wait(120)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
         text = self._log.read_text()
         ours = [
             line for line in text.splitlines() if line.startswith(("Error", "SIG", "rank", "at:", "Usage", "student"))
@@ -418,6 +422,7 @@ class LongToFree:
 
 with process_group() as ranks:
     shared = DistributedDataParallel(torch.nn.Linear(1, 1))
+    shared.me = shared  # a cycle, as an engine makes
     numbers = torch.tensor(1)
     numbers.note = LongToFree()
     if ranks.first:
@@ -430,6 +435,33 @@ with process_group() as ranks:
 def test_threads_of_the_group_end_before_python_does(torchrun, tmp_path):
     script = tmp_path / "last.py"
     script.write_text(LAST_WORK)
+    status, _, text = torchrun(2, script).end()
+    assert status == 0, text
+
+
+FAILING = """
+import os
+from pathlib import Path
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from at_smooth.torchrun import process_group
+
+def fail():
+    shared = DistributedDataParallel(torch.nn.Linear(1, 1))
+    raise ValueError
+
+try:
+    with process_group():
+        fail()
+except ValueError as error:  # it holds the frames of what failed
+    names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+    assert error and not [name for name in names if "gloo" in name], names
+"""
+
+
+def test_they_end_where_something_failed_too(torchrun, tmp_path):
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING)
     status, _, text = torchrun(2, script).end()
     assert status == 0, text
 

@@ -20,6 +20,7 @@ def test_a_device_that_is_not_there_is_refused(device):
 
 
 def test_numpy_does_not_complain_that_denormals_are_gone():
+    """As NumPy 1 and 2.2 would; newer ones do not look."""
     script = (
         "import warnings, numpy, at_smooth; at_smooth.Runtime.choose('cpu'); warnings.simplefilter('error'); "
         "[numpy.finfo(kind) for kind in (numpy.float32, numpy.float64)]"
