@@ -23,8 +23,8 @@ class Best:
     row: Row = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
 
-    def improves(self, score: float | None, row: Row, model: nn.Module) -> bool:
-        """Whether an epoch is better than all before it; then it takes their place. Of equals the first is the best."""
+    def offer(self, score: float | None, row: Row, model: nn.Module) -> bool:
+        """Take an epoch that is better than all before it, and say whether it was. Of equals the first is the best."""
         if score is None or score <= self.score:
             return False
         self.score, self.row = score, row

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from typing import Any
 
@@ -25,6 +24,7 @@ from at_smooth.commands.reproduce import reproduce
 from at_smooth.commands.train import train
 from at_smooth.commands.transfer import transfer
 from at_smooth.commands.watch import watch
+from at_smooth.early_words import let_the_first_speak, several
 from at_smooth.exceptions import AtSmoothError, InputError, Interrupted, exit_code_of
 
 
@@ -40,9 +40,8 @@ class _Group(click.Group):
             if error.errno == errno.EPIPE:
                 raise
             _end(ctx, f"Error: {error}", error)
-        except click.ClickException as error:  # click's own, of options that all ranks got alike
-            if not _first():
-                ctx.exit(error.exit_code)
+        except click.ClickException:  # click's own
+            let_the_first_speak()
             raise
         except Interrupted as stop:
             _end(ctx, f"{stop.name}: {stop}", stop)
@@ -51,23 +50,12 @@ class _Group(click.Group):
 
 
 def _end(ctx: click.Context, text: str, error: BaseException) -> None:
-    exit_code = exit_code_of(error)
-    if _several() and "at_smooth.torchrun" in sys.modules:  # or so early that all ranks do the same
-        from at_smooth.torchrun import last_words
-
-        exit_code = last_words(text, error, exit_code)
-    elif _first():
-        click.echo(text, err=True)
-    ctx.exit(exit_code)
-
-
-def _first() -> bool:
-    return not _several() or os.environ.get("RANK", "0") == "0"
-
-
-def _several() -> bool:
-    """Whether torchrun started this process as one of several; asked without importing torch."""
-    return "LOCAL_RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+    torchrun = sys.modules.get("at_smooth.torchrun")
+    if torchrun is not None and torchrun.have_met():
+        ctx.exit(torchrun.last_words(text, error))
+    let_the_first_speak()
+    click.echo(text, err=True)
+    ctx.exit(exit_code_of(error))
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -78,7 +66,7 @@ def cli(ctx: click.Context) -> None:
 
     'at-smooth train' alone trains the embedded digits.
     """
-    if _several() and ctx.invoked_subcommand != train.name:
+    if several() and ctx.invoked_subcommand != train.name:
         raise InputError(f"'{ctx.invoked_subcommand}' works in one process; torchrun is for 'train'. Start it alone.")
 
 

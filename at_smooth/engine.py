@@ -300,7 +300,7 @@ class Engine:
         row["seconds"] = round(time.perf_counter() - self._began, 3)
         self.history.append(row)
         self._underway = None
-        improved = [weights for weights in self.best if self._improves(weights, row)]
+        improved = [weights for weights in self.best if self._offer(weights, row)]
         self._tell("epoch_ended", row, improved)
 
     def _go_back(self, error: DivergedError) -> None:
@@ -370,10 +370,10 @@ class Engine:
         in_training = math.ceil(self.settings.batch_size / self.settings.accumulate)
         return max(in_training, _SMALL // math.prod(self.data.shape))
 
-    def _improves(self, weights: str, row: Row) -> bool:
+    def _offer(self, weights: str, row: Row) -> bool:
         model = self.model if weights == "raw" else self.smoother.smoothed()
         score = row[self.selects_by if weights == "raw" else f"smoothed_{self.selects_by}"]
-        return model is not None and self.best[weights].improves(score, row, model)
+        return model is not None and self.best[weights].offer(score, row, model)
 
     def _tell(self, event: str, *news: object) -> None:
         for observer in self._observers:

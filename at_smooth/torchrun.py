@@ -90,12 +90,10 @@ def process_group() -> Iterator[Ranks]:
         if not isinstance(error, RankLostError):
             _note_end(ranks, error)
         if not gpus:  # the others learn of it at once; NCCL might wait for what never comes
-            _let_go(error)
-            dist.destroy_process_group()
+            _hang_up(error)
         raise
     _part(ranks)
-    gc.collect()  # the loss that is shared holds the group too
-    dist.destroy_process_group()
+    _hang_up()
 
 
 def _part(ranks: Ranks) -> None:
@@ -107,12 +105,18 @@ def _part(ranks: Ranks) -> None:
             time.sleep(0.01)
 
 
-def _let_go(error: BaseException | None) -> None:
-    """Drop what the frames of an error hold: the loss that is shared, and so the group."""
-    while error is not None:
+def _hang_up(error: BaseException | None = None) -> None:
+    """Destroy the group when nothing holds it any longer; only so do its threads end here.
+
+    The shared loss does, which is in a cycle, and perhaps in the frames of an error.
+    """
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
         traceback.clear_frames(error.__traceback__)
+        chain.append(error)
         error = error.__cause__ or error.__context__
     gc.collect()
+    dist.destroy_process_group()
 
 
 @contextmanager
@@ -144,24 +148,24 @@ def _note_end(ranks: Ranks, error: BaseException) -> None:
         _store[0].set("ended", f"{ranks.number} {code}")
 
 
-def last_words(text: str, error: BaseException, exit_code: int) -> int:
-    """Print why this process ends, on standard error: one rank for all of them, where they end for the same reason.
+def have_met() -> bool:
+    """Whether this process is one of several and has met the others, so that they can agree on who speaks."""
+    return bool(_store) and ranks_started().count > 1
+
+
+def last_words(text: str, error: BaseException) -> int:
+    """Print why this process ends, on standard error: one rank for all that have met, where they end for one reason.
 
     Args:
         text: What to say.
         error: Why.
-        exit_code: What this process would exit with.
 
     Returns:
-        What it should exit with: where it only follows another rank, that one's code.
+        What this process should exit with: where it only follows another rank, that one's code.
     """
-    ranks = ranks_started()
-    if ranks.count == 1 or not _store:  # or so early that all ranks do the same
-        if ranks.first:
-            click.echo(text, err=True)
-        return exit_code
+    exit_code = exit_code_of(error)
     try:
-        return _agreed_words(ranks, text, error, exit_code)
+        return _agreed_words(ranks_started(), text, error, exit_code)
     except RuntimeError:  # whoever held the store is gone
         click.echo(text, err=True)
         return exit_code
@@ -174,7 +178,7 @@ def _agreed_words(ranks: Ranks, text: str, error: BaseException, exit_code: int)
         if other != ranks.number and code != exit_code:
             if ranks.first:
                 store.set("told", _NOTHING)
-            # torchrun ends all others when one has ended, amid their words or a traceback, for which nobody waits here
+            # Once one has ended torchrun ends all others: leave that one time for its words, or for a traceback.
             _appears(store, "said", 2 * _GRACE)
             return code
     if not ranks.first and _appears(store, "told", _GRACE) and _value(store, "told", _NOTHING) == str(exit_code):

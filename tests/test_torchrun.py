@@ -1,0 +1,312 @@
+"""How a training of several processes ends, and what it says then."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from at_smooth import Run, checkpoint, early_words
+from at_smooth import torchrun as torchrun_module
+from at_smooth.cli import cli
+from at_smooth.commands.interruptible import interruptible
+from at_smooth.exceptions import DivergedError, Interrupted, OptionError, RankLostError, exit_code_of
+from at_smooth.interruption import SIGNALS
+from at_smooth.ranks import Ranks
+
+sys.path.append(str(Path(__file__).parent))
+
+from launcher import Torchrun
+
+SMALL = (
+    *("--dataset", "digits", "-D", "pool=100", "--model", "mlp", "-N", "width=8", "-N", "depth=1"),
+    *("-A", "steps=2", "--batch-size", "32", "--set", "eval_steps=2", "--device", "cpu"),
+)
+
+
+@pytest.fixture
+def torchrun(tmp_path, cache):
+    """Starts processes, and leaves none behind."""
+    started = []
+
+    def start(count, *arguments):
+        started.append(Torchrun(count, *arguments, cache=cache, log=tmp_path / f"log-{len(started)}"))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.kill()
+
+
+def start_training(torchrun, count, *arguments):
+    return torchrun(count, "-m", "at_smooth", "train", *arguments)
+
+
+@pytest.mark.slow
+def test_a_signal_is_one_message(torchrun, tmp_path):
+    out = tmp_path / "run"
+    running = start_training(torchrun, 2, *SMALL, "--epochs", 3000, "--out", out)
+    running.wait_for(out / "checkpoints" / "last.pt")
+    os.kill(running.ranks()[1], signal.SIGTERM)
+    status, lines, text = running.end()
+    assert status != 0
+    assert [line[:7] for line in lines] == ["at: mlp", "SIGTERM"], text
+    assert "and saved; continue with: at-smooth train" in lines[1]
+    state = checkpoint.load(out / "checkpoints" / "last.pt")["state"]
+    assert state["step"] > 0
+    assert not (out / ".lock").exists()
+
+
+def test_a_rank_that_dies_ends_the_others_with_one_message(torchrun, tmp_path):
+    out = tmp_path / "run"
+    running = start_training(torchrun, 2, *SMALL, "--epochs", 3000, "--out", out)
+    running.wait_for(out / "checkpoints" / "last.pt")
+    os.kill(running.ranks()[1], signal.SIGKILL)
+    began = time.monotonic()
+    status, lines, text = running.end()
+    assert time.monotonic() - began < 25
+    assert status != 0
+    assert [line[:7] for line in lines] == ["at: mlp", "Error: "], text
+    assert "another process of this training was lost" in lines[1]
+    assert "last.pt, epoch" in lines[1]
+    assert f"--out {out} --resume" in lines[1]
+
+
+def test_a_bad_option_is_one_message(torchrun, tmp_path):
+    status, lines, text = start_training(torchrun, 2, "--nonsense", 1, "--out", tmp_path / "run").end()
+    assert status != 0
+    assert text.count("No such option") == 1, text
+    assert len(lines) == 2
+
+
+@pytest.mark.slow
+def test_a_taken_directory_is_one_message(torchrun, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("mine")
+    status, lines, text = start_training(torchrun, 2, *SMALL, "--out", tmp_path / "run").end()
+    assert status != 0
+    assert lines == [f"Error: {tmp_path / 'run'} exists and is not an empty folder. Choose another --out."], text
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.slow
+def test_what_is_wrong_with_one_rank_alone_is_said_by_it(torchrun, tmp_path):
+    arguments = [*SMALL, "--dataset", "ranks_together:Uneven", "--eps", "0.1", "--out", tmp_path / "run"]
+    arguments = [each for each in arguments if each not in ("-D", "pool=100")]
+    status, lines, text = start_training(torchrun, 2, *arguments).end()
+    assert status != 0
+    assert len([line for line in lines if "Error" in line]) == 1, text
+    assert lines[-1] == "rank 1: Error: the data differ from those of rank 0. Give every machine the same files."
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("also", [["--compile"], ["--precision", "bf16", "--method", "trades", "--accumulate", "3"]])
+def test_it_trains_with_other_arithmetic_too(torchrun, tmp_path, also):
+    status, _, text = start_training(torchrun, 2, *SMALL, "--epochs", 2, *also, "--out", tmp_path / "run").end()
+    assert status == 0, text
+    assert Run(tmp_path / "run").history[-1]["train_loss"] < 3
+
+
+@pytest.mark.slow
+def test_a_divergence_is_retried_by_all_and_told_once(torchrun, tmp_path):
+    also = ["--epochs", 2, "--lr", "1e30", "--on-divergence", "retry"]
+    status, lines, text = start_training(torchrun, 2, *SMALL, *also, "--out", tmp_path / "run").end()
+    assert status != 0
+    assert text.count("Back to the beginning of the epoch") == 3
+    assert len([line for line in lines if line.startswith("Error")]) == 1, text
+    assert (tmp_path / "run" / "divergence.pt").is_file()
+
+
+def test_other_commands_work_in_one_process(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = CliRunner().invoke(cli, ["plugins"])
+    assert result.exit_code == 2
+    assert "'plugins' works in one process" in result.output
+
+
+FIRST_IS_SLOW = """
+import os
+import time
+from at_smooth.cli import cli
+
+time.sleep(2 if os.environ["RANK"] == "0" else 0)
+cli()
+"""
+
+
+def test_what_all_find_before_they_meet_is_said_by_the_first_however_slow(torchrun, tmp_path):
+    script = tmp_path / "slow.py"
+    script.write_text(FIRST_IS_SLOW)
+    status, lines, text = torchrun(2, script, "train", "--override").end()
+    assert status != 0
+    assert [line[:6] for line in lines] == ["Error:"], text
+
+
+EARLY = """
+import sys
+import time
+from at_smooth.cli import cli
+
+def sleep(seconds, slept=time.sleep):
+    print("waiting", flush=True)
+    slept(seconds)
+
+time.sleep = sleep
+try:
+    cli(["plugins"])
+except SystemExit as end:
+    print(end.code, "torch" in sys.modules)
+"""
+
+
+def early(rank):
+    environment = {**os.environ, "LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": "2"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "-c", EARLY], env=environment, text=True, **pipes)
+
+
+def test_before_torch_is_there_the_first_speaks_without_it():
+    out, words = early(0).communicate()
+    assert out.split() == ["2", "False"]
+    assert words.count("works in one process") == 1
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_others_wait_in_silence_until_they_are_ended(number):
+    waiting = early(1)
+    assert waiting.stdout.readline() == "waiting\n"
+    waiting.send_signal(number)
+    assert waiting.communicate() == ("", "")
+    assert waiting.returncode == -number
+
+
+@pytest.mark.parametrize("wrong", [["train", "--nonsense"], ["train", "--override"], ["plugins"]])
+def test_who_waits_for_the_first_in_vain_speaks(monkeypatch, wrong):
+    monkeypatch.setattr(early_words, "_GRACE", 0)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in (("LOCAL_RANK", "1"), ("RANK", "1"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    before = [signal.getsignal(number) for number in SIGNALS]
+    result = CliRunner().invoke(cli, wrong)
+    assert result.exit_code == 2
+    assert result.output.startswith("rank 1: ")
+    assert result.output.count("Error: ") == 1
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ValueError(), 1),
+        (OptionError(), 2),
+        (OSError(), 2),
+        (DivergedError("loss"), 3),
+        (RankLostError(), 5),
+        (KeyboardInterrupt(), 130),
+        (Interrupted(signal.SIGTERM, "stopped"), 143),
+    ],
+)
+def test_followers_know_what_a_rank_exits_with(error, code):
+    assert exit_code_of(error) == code
+
+
+def test_after_a_loss_signals_are_ignored_whoever_had_them(monkeypatch):
+    monkeypatch.setattr(torchrun_module, "ranks_started", lambda: Ranks(0, 2))
+    before = [signal.getsignal(number) for number in SIGNALS]
+    try:
+        with (
+            pytest.raises(RankLostError, match=r"was lost.*Nothing yet"),
+            interruptible(lambda: "nothing yet"),
+            torchrun_module.losses_told(),
+        ):
+            raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer")
+        assert [signal.getsignal(number) for number in SIGNALS] == [signal.SIG_IGN] * 2
+    finally:
+        for number, handler in zip(SIGNALS, before, strict=True):
+            signal.signal(number, handler)
+
+
+def test_another_error_of_torch_is_no_loss(monkeypatch):
+    monkeypatch.setattr(torchrun_module, "ranks_started", lambda: Ranks(0, 2))
+    with pytest.raises(RuntimeError, match="out of memory"), torchrun_module.losses_told():
+        raise RuntimeError("CUDA out of memory")
+
+
+SEVERAL_TRAININGS = """
+from at_smooth import Recipe, train
+for seed in range(3):
+    recipe = Recipe(dataset="digits", dataset_options={"pool": 100}, model="mlp", attack_options={"steps": 1},
+                    epochs=1, eval_steps=1, device="cpu", seed=seed)
+    train(recipe, f"run-{seed}")
+"""
+
+
+@pytest.mark.slow
+def test_a_script_trains_several_times(torchrun, tmp_path):
+    script = tmp_path / "several.py"
+    script.write_text(SEVERAL_TRAININGS)
+    status, _, text = torchrun(2, script).end()
+    assert status == 0, text
+    assert all(Run(tmp_path / f"run-{seed}").finished for seed in range(3))
+
+
+LAST_WORK = """
+import time
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from at_smooth.torchrun import process_group
+
+class LongToFree:
+    def __del__(self):
+        time.sleep(0.5)
+
+with process_group() as ranks:
+    shared = DistributedDataParallel(torch.nn.Linear(1, 1))
+    shared.me = shared  # a cycle, as an engine makes
+    numbers = torch.tensor(1)
+    numbers.note = LongToFree()
+    if ranks.first:
+        time.sleep(0.3)  # so that a thread of the other's is the last to hold its numbers
+    dist.all_reduce(numbers, async_op=True)
+    del numbers, shared
+"""
+
+
+def test_threads_of_the_group_end_before_python_does(torchrun, tmp_path):
+    script = tmp_path / "last.py"
+    script.write_text(LAST_WORK)
+    status, _, text = torchrun(2, script).end()
+    assert status == 0, text
+
+
+FAILING = """
+import os
+from pathlib import Path
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from at_smooth.torchrun import process_group
+
+def fail():
+    shared = DistributedDataParallel(torch.nn.Linear(1, 1))
+    raise ValueError
+
+try:
+    with process_group():
+        fail()
+except ValueError as error:  # it holds the frames of what failed
+    names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+    assert error and not [name for name in names if "gloo" in name], names
+"""
+
+
+def test_they_end_where_something_failed_too(torchrun, tmp_path):
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING)
+    status, _, text = torchrun(2, script).end()
+    assert status == 0, text
