@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -24,37 +26,50 @@ from at_smooth.commands.reproduce import reproduce
 from at_smooth.commands.train import train
 from at_smooth.commands.transfer import transfer
 from at_smooth.commands.watch import watch
-from at_smooth.early_words import let_the_first_speak, several
+from at_smooth.early_words import first_here, several, wait_to_speak
 from at_smooth.exceptions import AtSmoothError, InputError, Interrupted, exit_code_of
+from at_smooth.interruption import ignore_signals
 
 
 class _Group(click.Group):
     """Turns the family of errors into one message on standard error and an exit code."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with _said_once(ctx):
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with _said_once(ctx):
             return super().invoke(ctx)
-        except AtSmoothError as error:
-            _end(ctx, f"Error: {error}", error)
-        except OSError as error:
-            if error.errno == errno.EPIPE:
-                raise
-            _end(ctx, f"Error: {error}", error)
-        except click.ClickException:  # click's own
-            let_the_first_speak()
+
+
+@contextmanager
+def _said_once(ctx: click.Context) -> Iterator[None]:
+    try:
+        yield
+    except AtSmoothError as error:
+        _end(ctx, f"Error: {error}", error)
+    except OSError as error:
+        if error.errno == errno.EPIPE:
             raise
-        except Interrupted as stop:
-            _end(ctx, f"{stop.name}: {stop}", stop)
-        except KeyboardInterrupt as stop:
-            _end(ctx, "SIGINT: stopped before anything began", stop)
+        _end(ctx, f"Error: {error}", error)
+    except click.ClickException:  # click says it
+        wait_to_speak()
+        raise
+    except Interrupted as stop:
+        _end(ctx, f"{stop.name}: {stop}", stop)
+    except KeyboardInterrupt as stop:
+        if several():  # the terminal and torchrun both send it
+            ignore_signals()
+        _end(ctx, "SIGINT: stopped before anything began", stop)
 
 
 def _end(ctx: click.Context, text: str, error: BaseException) -> None:
     torchrun = sys.modules.get("at_smooth.torchrun")
-    if torchrun is not None and torchrun.have_met():
+    if torchrun is not None and torchrun.can_agree():
         ctx.exit(torchrun.last_words(text, error))
-    let_the_first_speak()
-    click.echo(text, err=True)
+    if first_here() or not isinstance(error, KeyboardInterrupt):  # Ctrl-C is everyone's, and torchrun only waits then
+        click.echo(wait_to_speak() + text, err=True)
     ctx.exit(exit_code_of(error))
 
 

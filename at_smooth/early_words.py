@@ -1,17 +1,14 @@
-"""Who says why a training of several processes ends before they have met: the first. All of it without torch."""
+"""Who says why a training of several processes ends before they have met. All of it without torch."""
 
 from __future__ import annotations
 
 import os
-import signal
 import time
 
-import click
-
-from at_smooth.interruption import SIGNALS, put_back
+from at_smooth.interruption import ended_by_ctrl_c
 
 #: Seconds that the others leave to the first, which may take its time to start.
-_GRACE = 10.0
+_SILENCE = 10.0
 
 
 def several() -> bool:
@@ -19,16 +16,22 @@ def several() -> bool:
     return "LOCAL_RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
 
 
-def let_the_first_speak() -> None:
-    """Wait, unless this is the first rank, until torchrun ends this process, as it does when the first has ended.
+def first_here() -> bool:
+    """Whether this is the first rank of its machine, which speaks for all of them."""
+    return not several() or os.environ["LOCAL_RANK"] == "0"
 
-    So nobody speaks twice, and none ends the first by ending before it. If this comes back, the first had no such
-    reason to end: the words that follow are this rank's own, and begin with its number.
+
+def wait_to_speak() -> str:
+    """Wait, unless this is the first rank of its machine, for torchrun to end this process.
+
+    It does when the first has ended, having said why. So nobody speaks twice, and none ends the first by ending before
+    it. If this comes back, the first goes on: what is wrong is wrong with this rank alone.
+
+    Returns:
+        What this rank's words begin with: its number, or nothing where it speaks for all.
     """
+    if not first_here():
+        with ended_by_ctrl_c():
+            time.sleep(_SILENCE)
     rank = os.environ.get("RANK", "0")
-    if not several() or rank == "0":
-        return
-    before = {int(number): signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
-    time.sleep(_GRACE)
-    put_back(before)
-    click.echo(f"rank {rank}: ", err=True, nl=False)
+    return f"rank {rank}: " if several() and rank != "0" else ""

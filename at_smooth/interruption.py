@@ -28,6 +28,23 @@ def ignore_signals() -> None:
 
 
 @contextmanager
+def ended_by_ctrl_c() -> Iterator[None]:
+    """Let SIGINT end this process at once while the block waits, unless somebody else handles it.
+
+    Python's own handler would wait too, where the block waits in C++.
+    """
+    usual = signal.default_int_handler
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) != usual:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+@contextmanager
 def uninterrupted() -> Iterator[None]:
     """Hold SIGINT and SIGTERM back while the block runs, and deliver them when it ends.
 

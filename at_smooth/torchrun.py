@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from at_smooth.exceptions import Interrupted, RankLostError, exit_code_of
-from at_smooth.interruption import ignore_signals
+from at_smooth.interruption import ended_by_ctrl_c, ignore_signals
 from at_smooth.ranks import Ranks
 
 #: What torchrun tells its processes.
@@ -72,16 +72,17 @@ def process_group() -> Iterator[Ranks]:
         gpus = torch.cuda.is_available()
         if gpus and ranks.local < torch.cuda.device_count():
             torch.cuda.set_device(ranks.local)
-        store, _, _ = next(rendezvous("env://", timeout=_PATIENCE))
-        meeting = next(_meetings)
-        _store[:] = [PrefixStore(f"at-smooth-{meeting}", store)]
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if gpus else "gloo",
-            store=PrefixStore(f"group-{meeting}", store),
-            rank=ranks.number,
-            world_size=ranks.count,
-            timeout=_PATIENCE,
-        )
+        with ended_by_ctrl_c():
+            store, _, _ = next(rendezvous("env://", timeout=_PATIENCE))
+            meeting = next(_meetings)
+            _store[:] = [PrefixStore(f"at-smooth-{meeting}", store)]
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if gpus else "gloo",
+                store=PrefixStore(f"group-{meeting}", store),
+                rank=ranks.number,
+                world_size=ranks.count,
+                timeout=_PATIENCE,
+            )
     try:
         with losses_told():
             yield ranks
@@ -110,11 +111,13 @@ def _hang_up(error: BaseException | None = None) -> None:
 
     The shared loss does, which is in a cycle, and perhaps in the frames of an error.
     """
-    chain: list[BaseException] = []
-    while error is not None and error not in chain:
-        traceback.clear_frames(error.__traceback__)
-        chain.append(error)
-        error = error.__cause__ or error.__context__
+    errors, seen = [error], []
+    while errors:
+        one = errors.pop()
+        if one is not None and one not in seen:
+            traceback.clear_frames(one.__traceback__)
+            seen.append(one)
+            errors += [one.__cause__, one.__context__]
     gc.collect()
     dist.destroy_process_group()
 
@@ -142,19 +145,17 @@ def _is_loss(error: RuntimeError) -> bool:
 
 
 def _note_end(ranks: Ranks, error: BaseException) -> None:
-    code = exit_code_of(error)
-    with suppress(RuntimeError):
-        _store[0].set(f"ended/{ranks.number}", str(code))
-        _store[0].set("ended", f"{ranks.number} {code}")
+    with suppress(RuntimeError):  # the first to end is why the others do
+        _store[0].compare_set("ended", "", f"{ranks.number} {exit_code_of(error)}")
 
 
-def have_met() -> bool:
-    """Whether this process is one of several and has met the others, so that they can agree on who speaks."""
+def can_agree() -> bool:
+    """Whether this process is one of several and shares a store with them, in which they agree on who speaks."""
     return bool(_store) and ranks_started().count > 1
 
 
 def last_words(text: str, error: BaseException) -> int:
-    """Print why this process ends, on standard error: one rank for all that have met, where they end for one reason.
+    """Print why this process ends, on standard error: one rank for all, where they end for the same reason.
 
     Args:
         text: What to say.

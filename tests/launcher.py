@@ -55,6 +55,11 @@ class Torchrun:
             assert self._process.poll() is None, self._log.read_text()
             time.sleep(0.05)
 
+    def interrupt(self):
+        """As Ctrl-C does, which the terminal sends to all."""
+        for each in (self._process.pid, *self.ranks()):
+            os.kill(each, signal.SIGINT)
+
     def kill(self):
         for each in self.ranks():
             with suppress(ProcessLookupError):

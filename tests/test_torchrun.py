@@ -94,13 +94,15 @@ def test_a_taken_directory_is_one_message(torchrun, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_is_wrong_with_one_rank_alone_is_said_by_it(torchrun, tmp_path):
+@pytest.mark.parametrize("count", [2, 3])
+def test_what_is_wrong_with_one_rank_alone_is_said_by_it(torchrun, tmp_path, count):
     arguments = [*SMALL, "--dataset", "ranks_together:Uneven", "--eps", "0.1", "--out", tmp_path / "run"]
     arguments = [each for each in arguments if each not in ("-D", "pool=100")]
-    status, lines, text = start_training(torchrun, 2, *arguments).end()
+    status, lines, text = start_training(torchrun, count, *arguments).end()
     assert status != 0
-    assert len([line for line in lines if "Error" in line]) == 1, text
-    assert lines[-1] == "rank 1: Error: the data differ from those of rank 0. Give every machine the same files."
+    assert lines[1:] == [
+        f"rank {count - 1}: Error: the data differ from those of rank 0. Give every machine the same files."
+    ], text
 
 
 @pytest.mark.slow
@@ -139,12 +141,58 @@ cli()
 """
 
 
-def test_what_all_find_before_they_meet_is_said_by_the_first_however_slow(torchrun, tmp_path):
+@pytest.mark.parametrize("wrong", [["train", "--override"], ["--nonsense", "train"]])
+def test_what_all_find_before_they_meet_is_said_by_the_first_however_slow(torchrun, tmp_path, wrong):
     script = tmp_path / "slow.py"
     script.write_text(FIRST_IS_SLOW)
-    status, lines, text = torchrun(2, script, "train", "--override").end()
+    status, lines, text = torchrun(2, script, *wrong).end()
     assert status != 0
-    assert [line[:6] for line in lines] == ["Error:"], text
+    assert [line[:6] for line in lines if line[:5] != "Usage"] == ["Error:"], text
+
+
+NOBODY_BEGINS = """
+import os
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+from at_smooth.cli import cli
+from at_smooth.commands import train
+
+def arrived():
+    Path(f"arrived-{os.environ['RANK']}").touch()
+
+def before_they_meet(given):
+    arrived()
+    time.sleep(100)
+
+meeting = import_module("torch.distributed.rendezvous")
+
+def meet(*arguments, met=meeting.rendezvous, **options):
+    arrived()
+    yield from met(*arguments, **options)
+
+if os.environ["RANK"] in sys.argv.pop(1):
+    train.changes_from = before_they_meet
+meeting.rendezvous = meet
+cli()
+"""
+
+
+@pytest.mark.parametrize("absent", ["01", "0"])
+def test_ctrl_c_before_they_meet_is_one_message(torchrun, tmp_path, absent):
+    script = tmp_path / "nobody.py"
+    script.write_text(NOBODY_BEGINS)
+    running = torchrun(2, script, absent, "train")
+    for rank in range(2):
+        running.wait_for(tmp_path / f"arrived-{rank}")
+    running.interrupt()
+    began = time.monotonic()
+    status, lines, text = running.end()
+    assert time.monotonic() - began < 25  # after 30 seconds torchrun kills who does not listen
+    assert status != 0
+    assert lines == ["SIGINT: stopped before anything began"], text
+    assert "KeyboardInterrupt" not in text
 
 
 EARLY = """
@@ -164,37 +212,41 @@ except SystemExit as end:
 """
 
 
-def early(rank):
-    environment = {**os.environ, "LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": "2"}
+def early(rank, local):
+    environment = {**os.environ, "LOCAL_RANK": str(local), "RANK": str(rank), "WORLD_SIZE": "4"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen([sys.executable, "-c", EARLY], env=environment, text=True, **pipes)
 
 
-def test_before_torch_is_there_the_first_speaks_without_it():
-    out, words = early(0).communicate()
+@pytest.mark.parametrize(("rank", "number"), [(0, ""), (2, "rank 2: ")])
+def test_before_torch_is_there_the_first_of_a_machine_speaks_without_it(rank, number):
+    out, words = early(rank, local=0).communicate()
     assert out.split() == ["2", "False"]
-    assert words.count("works in one process") == 1
+    assert words == f"{number}Error: 'plugins' works in one process; torchrun is for 'train'. Start it alone.\n"
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_others_wait_in_silence_until_they_are_ended(number):
-    waiting = early(1)
+    waiting = early(3, local=1)
     assert waiting.stdout.readline() == "waiting\n"
     waiting.send_signal(number)
     assert waiting.communicate() == ("", "")
     assert waiting.returncode == -number
 
 
-@pytest.mark.parametrize("wrong", [["train", "--nonsense"], ["train", "--override"], ["plugins"]])
-def test_who_waits_for_the_first_in_vain_speaks(monkeypatch, wrong):
-    monkeypatch.setattr(early_words, "_GRACE", 0)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    for name, value in (("LOCAL_RANK", "1"), ("RANK", "1"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "1")):
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [(["train", "--nonsense"], "Usage: "), (["train", "--override"], "rank 1: "), (["plugins"], "rank 1: ")],
+)
+def test_who_waits_for_the_first_in_vain_speaks(monkeypatch, wrong, words):
+    monkeypatch.setattr(early_words, "_SILENCE", 0)
+    monkeypatch.setattr(torchrun_module, "_store", [])
+    for name, value in (("LOCAL_RANK", "1"), ("RANK", "1"), ("WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
     before = [signal.getsignal(number) for number in SIGNALS]
     result = CliRunner().invoke(cli, wrong)
     assert result.exit_code == 2
-    assert result.output.startswith("rank 1: ")
+    assert result.output.startswith(words)
     assert result.output.count("Error: ") == 1
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
@@ -296,10 +348,16 @@ def fail():
     shared = DistributedDataParallel(torch.nn.Linear(1, 1))
     raise ValueError
 
+def give_up():
+    try:
+        fail()
+    except ValueError:  # whose frames are held by what comes of it, beside the cause
+        raise KeyError from TypeError()
+
 try:
     with process_group():
-        fail()
-except ValueError as error:  # it holds the frames of what failed
+        give_up()
+except KeyError as error:
     names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
     assert error and not [name for name in names if "gloo" in name], names
 """
