@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from at_smooth.plain_float32 import is_frozen, is_plain
+from at_smooth.processor import processor_name
 from at_smooth.winograd import PLACES, tiles, winograd_conv2d
 
 #: Where Winograd's convolution is faster than the library's, as measured (docs/benchmarks.md).
@@ -22,8 +23,19 @@ def faster_convolution(layer: nn.Module) -> dict[str, Any]:
     return {"forward": partial(_forward, layer)} if is_large(layer) else {}
 
 
+def products_are_fast() -> bool:
+    """Whether products of matrices reach the rate of convolutions here, as Winograd needs.
+
+    They do by Intel's MKL on Intel's processors; on AMD's they reach half of it or less (docs/benchmarks.md).
+    """
+    mkl = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    return mkl and "Intel" in processor_name()
+
+
 def is_large(layer: nn.Module) -> bool:
-    """Whether a layer is a frozen 3x3 convolution in channels_last, of so many channels that Winograd may pay."""
+    """Whether a layer is a frozen 3x3 convolution in channels_last, of so many channels that Winograd may pay here."""
+    if not products_are_fast():
+        return False
     if type(layer) is not nn.Conv2d or min(layer.in_channels, layer.out_channels) < _CHANNELS or layer.groups > 1:
         return False
     if (layer.kernel_size, layer.stride, layer.padding, layer.dilation) != ((3, 3), (1, 1), (1, 1), (1, 1)):

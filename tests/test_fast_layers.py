@@ -8,12 +8,34 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from at_smooth import Data, Engine, Part, Recipe, Regularizer, Runtime, Settings, Threat, create, load_model, train
+from at_smooth import (
+    Data,
+    Engine,
+    Part,
+    Recipe,
+    Regularizer,
+    Runtime,
+    Settings,
+    Threat,
+    create,
+    fast_convolution,
+    load_model,
+    train,
+)
 from at_smooth.attacks import Adversary, AttackSpec
 from at_smooth.fast_layers import fast_layers
 from at_smooth.network import Normalize
 from at_smooth.scratch import SCRATCH
 from at_smooth.winograd import winograd_conv2d
+
+products_are_fast = fast_convolution.products_are_fast
+
+
+@pytest.fixture(autouse=True)
+def on_intel(monkeypatch):
+    """As on a processor where Winograd pays."""
+    monkeypatch.setattr(fast_convolution, "products_are_fast", lambda: True)
+
 
 # (channels, filters, height, width) that are and are not made of whole tiles
 SIZES = [(96, 96, 8, 8), (100, 128, 4, 16), (3, 5, 7, 9), (1, 1, 1, 1), (8, 2, 2, 13)]
@@ -150,6 +172,28 @@ def test_which_layers_are_faster_and_that_they_are_the_same(name):
     assert not ran_fast(layer, images)
     for was, became in zip(before, now, strict=True):
         torch.testing.assert_close(became, was, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("processor", "mkl", "pays"),
+    [
+        ("Intel(R) Xeon(R) Processor", True, True),
+        ("Intel64 Family 6 Model 85 Stepping 7, GenuineIntel", True, True),
+        ("Intel(R) Xeon(R) Processor", False, False),
+        ("AMD EPYC 9654 96-Core Processor", True, False),
+        ("arm", False, False),
+    ],
+)
+def test_winograd_is_for_where_products_are_fast(processor, mkl, pays, monkeypatch):
+    monkeypatch.setattr(fast_convolution, "processor_name", lambda: processor)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
+    monkeypatch.setattr(fast_convolution, "products_are_fast", products_are_fast)
+    images, layer = torch.randn(9, 96, 8, 8), learned(conv())
+    with fast_layers(layer):
+        assert ran_fast(layer, images) == pays
+    norm = learned(nn.BatchNorm2d(96))
+    with fast_layers(norm):
+        assert ran_fast(norm, images)  # is faster anywhere
 
 
 @pytest.mark.parametrize("dims", [(20, 7), (20, 7, 3), (20, 7, 2, 2), (20, 7, 2, 2, 2)])

@@ -5,7 +5,14 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
+from at_smooth import fast_convolution
 from at_smooth.fast_layers import fast_layers
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["winograd", "direct"])
+def products(request, monkeypatch):
+    """As on a processor where Winograd pays, and on another."""
+    monkeypatch.setattr(fast_convolution, "products_are_fast", lambda: request.param)
 
 
 def taught(norm, features):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from at_smooth._version import __version__
+from at_smooth.processor import processor_name
 from at_smooth.recipe import Recipe
 from at_smooth.runtime import usable_device
 from at_smooth.versions import installed
@@ -20,7 +20,7 @@ def machine(recipe: Recipe) -> dict[str, Any]:
     device = usable_device(recipe.device)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
-        "processor": _processor(),
+        "processor": processor_name(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": recipe.threads or torch.get_num_threads(),
@@ -40,13 +40,3 @@ def in_words(described: dict[str, Any]) -> str:
     cores = f"{described['processor']} ({described['capability']}), {threads}"
     where = f"{described['gpu']}, {cores}" if described["gpu"] else cores
     return f"{where}; torch {described['torch']}, torchattacks {described['torchattacks']}"
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:  # no Linux
-        pass
-    return platform.processor() or platform.machine()
