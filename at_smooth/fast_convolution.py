@@ -26,7 +26,8 @@ def faster_convolution(layer: nn.Module) -> dict[str, Any]:
 def products_are_fast() -> bool:
     """Whether products of matrices reach the rate of convolutions here, as Winograd needs.
 
-    They do by Intel's MKL on Intel's processors; on AMD's they reach half of it or less (docs/benchmarks.md).
+    They do by Intel's MKL on Intel's processors. On an AMD EPYC they reach less than half, and Winograd takes longer
+    than it saves (docs/benchmarks.md); of others nothing is known.
     """
     mkl = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
     return mkl and "Intel" in processor_name()

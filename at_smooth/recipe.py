@@ -75,8 +75,8 @@ class Recipe(Settings):
     compile: bool = Field(default=False, description="compile the model; pays for large networks")
     fast_layers: bool = Field(
         default=True,
-        description="in float32 on a CPU attack layers in faster forms, equal up to rounding: Winograd's convolution, "
-        "BatchNorm in eval mode as an affine map or within the layer before it; teachers have such convolutions too",
+        description="in float32 on a CPU attack layers in faster forms, equal up to rounding: BatchNorm in eval mode "
+        "as an affine map or within the layer before it; on Intel's processors Winograd's convolution, of teachers too",
     )
     deterministic: bool = Field(
         default=False,
