@@ -24,10 +24,10 @@ def faster_convolution(layer: nn.Module) -> dict[str, Any]:
 
 
 def products_are_fast() -> bool:
-    """Whether products of matrices reach the rate of convolutions here, as Winograd needs.
+    """Whether products of matrices come near the rate of convolutions here, as Winograd needs.
 
-    They do by Intel's MKL on Intel's processors. On an AMD EPYC they reach less than half, and Winograd takes longer
-    than it saves (docs/benchmarks.md); of others nothing is known.
+    By MKL they reach four fifths of it on an Intel Xeon. On an AMD EPYC they reach less than half, and Winograd takes
+    longer than it saves (docs/benchmarks.md). Others were not measured; Intel's are taken to be alike.
     """
     mkl = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
     return mkl and "Intel" in processor_name()

@@ -19,10 +19,10 @@ from at_smooth.scratch import SCRATCH
 def fast_layers(model: nn.Module) -> Iterator[None]:
     """Let layers run in faster forms while the block runs, for an attack that searches with frozen weights.
 
-    Large 3x3 convolutions in channels_last run by :mod:`at_smooth.winograd`; BatchNorm in eval mode as the affine map
-    that it is, or within the layer before it in an ``nn.Sequential``. It happens to layers of just torch's own classes,
-    in float32 on a CPU, whose weights are parameters that do not learn. Whoever learns from what the attack finds, or
-    judges it, does so by the layers as they are.
+    Large 3x3 convolutions in channels_last run by :mod:`at_smooth.winograd` where that pays on this processor;
+    BatchNorm in eval mode as the affine map that it is, or within the layer before it in an ``nn.Sequential``. It
+    happens to layers of just torch's own classes, in float32 on a CPU, whose weights are parameters that do not
+    learn. Whoever learns from what the attack finds, or judges it, does so by the layers as they are.
 
     Args:
         model: In the modes that it is attacked in.
@@ -44,7 +44,7 @@ def fast_layers(model: nn.Module) -> Iterator[None]:
 
 
 def hasten_convolutions(model: nn.Module) -> None:
-    """Let a teacher's large 3x3 convolutions run by :mod:`at_smooth.winograd` from here on.
+    """Let a teacher's large 3x3 convolutions run by :mod:`at_smooth.winograd` from here on, where that pays.
 
     Their weights are read, and asked whether they learn, in each pass; so a teacher may be loaded with others.
     """

@@ -31,7 +31,7 @@ def ignore_signals() -> None:
 def ended_by_ctrl_c() -> Iterator[None]:
     """Let SIGINT end this process at once while the block waits, unless somebody else handles it.
 
-    Python's own handler would wait too, where the block waits in C++.
+    Python's own handler would wait too, where the block waits in C++. No words are left then.
     """
     usual = signal.default_int_handler
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) != usual:

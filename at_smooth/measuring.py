@@ -46,8 +46,8 @@ def right_answers(
         batch_size: Images at once, on all ranks together.
         after_batch: Called after each batch, as often on each rank.
         ranks: Who shares each batch; the default is this process alone.
-        fast_layers: Whether the attack runs layers in faster forms, and uncompiled: compiled code takes longer in eval
-            mode. What it finds is judged by the model as it is.
+        fast_layers: Whether the attack runs layers in faster forms, and uncompiled: compiled code is no faster in
+            eval mode. What it finds is judged by the model as it is.
     """
     ranks = ranks or Ranks()
     adversary = Adversary(model, attack, fast=fast_layers)

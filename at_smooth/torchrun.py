@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from at_smooth.exceptions import Interrupted, RankLostError, exit_code_of
-from at_smooth.interruption import ended_by_ctrl_c, ignore_signals
+from at_smooth.interruption import ended_by_ctrl_c, ignore_signals, uninterrupted
 from at_smooth.ranks import Ranks
 
 #: What torchrun tells its processes.
@@ -88,10 +88,11 @@ def process_group() -> Iterator[Ranks]:
             yield ranks
             ranks.wait()
     except BaseException as error:
-        if not isinstance(error, RankLostError):
-            _note_end(ranks, error)
-        if not gpus:  # the others learn of it at once; NCCL might wait for what never comes
-            _hang_up(error)
+        with uninterrupted():
+            if not isinstance(error, RankLostError):
+                _note_end(ranks, error)
+            if not gpus:  # the others learn of it at once; NCCL might wait for what never comes
+                _hang_up(error)
         raise
     _part(ranks)
     _hang_up()
@@ -111,12 +112,13 @@ def _hang_up(error: BaseException | None = None) -> None:
 
     The shared loss does, which is in a cycle, and perhaps in the frames of an error.
     """
-    errors, seen = [error], []
+    errors: list[BaseException | None] = [error]
+    seen: set[int] = set()
     while errors:
         one = errors.pop()
-        if one is not None and one not in seen:
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
             traceback.clear_frames(one.__traceback__)
-            seen.append(one)
             errors += [one.__cause__, one.__context__]
     gc.collect()
     dist.destroy_process_group()

@@ -11,6 +11,11 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 
+def hear_ctrl_c():
+    """Who starts tests in the background lets them ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Torchrun:
     """Processes that torchrun starts on this machine."""
 
@@ -21,7 +26,12 @@ class Torchrun:
         command = [*launcher, *map(str, arguments)]
         with log.open("w") as file:
             self._process = subprocess.Popen(
-                command, env=environment, stdout=file, stderr=subprocess.STDOUT, cwd=log.parent
+                command,
+                env=environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                cwd=log.parent,
+                preexec_fn=hear_ctrl_c,
             )
 
     def ranks(self):
@@ -58,7 +68,8 @@ class Torchrun:
     def interrupt(self):
         """As Ctrl-C does, which the terminal sends to all."""
         for each in (self._process.pid, *self.ranks()):
-            os.kill(each, signal.SIGINT)
+            with suppress(ProcessLookupError):
+                os.kill(each, signal.SIGINT)
 
     def kill(self):
         for each in self.ranks():
