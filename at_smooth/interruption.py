@@ -29,9 +29,9 @@ def ignore_signals() -> None:
 
 @contextmanager
 def ended_by_ctrl_c() -> Iterator[None]:
-    """Let SIGINT end this process at once while the block waits, unless somebody else handles it.
+    """Let SIGINT end this process at once and without words while the block waits, unless somebody else handles it.
 
-    Python's own handler would wait too, where the block waits in C++. No words are left then.
+    Python's own handler would end it with a traceback, and where the block waits in C++ only after it.
     """
     usual = signal.default_int_handler
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) != usual:

@@ -152,8 +152,8 @@ def _note_end(ranks: Ranks, error: BaseException) -> None:
 
 
 def can_agree() -> bool:
-    """Whether this process is one of several and shares a store with them, in which they agree on who speaks."""
-    return bool(_store) and ranks_started().count > 1
+    """Whether this process shares a store with other ranks, in which they agree on who speaks."""
+    return bool(_store)
 
 
 def last_words(text: str, error: BaseException) -> int:
