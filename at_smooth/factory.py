@@ -40,7 +40,7 @@ class Factory(Architecture):
         return make, {name: value for name, value in known.items() if name in accepted} | (self.model_extra or {})
 
     def build(self, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-        """Call the function and try the network on two images.
+        """Call the function and try the network, in float32, on two images.
 
         Raises:
             OptionError: The function refuses the options, or gives no network, or the network gives no such logits.
@@ -54,6 +54,7 @@ class Factory(Architecture):
             raise OptionError(f"the model's function fails ({type(error).__name__}: {error}).") from error
         if not isinstance(network, nn.Module):
             raise OptionError(f"the model's function gives {type(network).__name__}, not a torch.nn.Module.")
+        network = network.float()  # whatever precision it was saved in
         hint = "A function with a parameter num_classes is told how many classes there are."
         try_out(network, torch.zeros(2, *shape), num_classes, hint)
         return network.train()

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 from torch import nn
 
-from at_smooth import checkpoint, registry
+from at_smooth import registry
 from at_smooth.data import Data, Part, check, stratified_subset
-from at_smooth.exceptions import CheckpointError, InputError, OptionError
+from at_smooth.exceptions import InputError, OptionError
 from at_smooth.experiment import Weights, Which, prepare_data, stored_weights
 from at_smooth.interfaces import Dataset
 from at_smooth.recipe import Recipe
 from at_smooth.runtime import fenced_randomness
 from at_smooth.threat import Norm, Threat
+from at_smooth.weights_file import load_weights
 
 PartName = Literal["test", "val", "train"]
 
@@ -33,6 +34,7 @@ class Subject:
         run: The run directory that it comes from, if it does.
         data: All parts of its data set.
         threads: CPU threads on which it is fastest; None for torch's own number.
+        notes: What to tell the user of how it was found, a sentence each.
     """
 
     model: nn.Module
@@ -42,6 +44,7 @@ class Subject:
     data: Data
     run: Path | None = None
     threads: int | None = None
+    notes: tuple[str, ...] = ()
 
     def subset(self, n: int | None, seed: int) -> Subject:
         """The same with n of its examples, drawn by seed, the classes in their proportions; None keeps all.
@@ -71,6 +74,7 @@ class Wanted:
         dataset_options: Its options.
         data_dir: Where its files are.
         weights_file: For a function: a file of weights for the model that it makes.
+        weights_key: Which of the weights in that file.
         model_options: For a function: what to call it with.
     """
 
@@ -83,6 +87,7 @@ class Wanted:
     dataset_options: Mapping[str, Any] | None = None
     data_dir: Path | None = None
     weights_file: Path | None = None
+    weights_key: str | None = None
     model_options: Mapping[str, Any] | None = None
 
 
@@ -100,8 +105,10 @@ def find_subject(source: str, wanted: Wanted | None = None) -> Subject:
     path = Path(source)
     if ":" in source and not path.exists():
         return _made(source, wanted)
-    if wanted.weights_file or wanted.model_options:
-        raise OptionError("--weights-file and -N are for models made by package.module:function, not for runs.")
+    if wanted.weights_file or wanted.weights_key or wanted.model_options:
+        raise OptionError(
+            "--weights-file, --weights-key and -N are for models made by package.module:function, not for runs."
+        )
     stored = stored_weights(path, wanted.weights, wanted.checkpoint)
     recipe = stored.recipe
     data = _named_data(wanted) if wanted.dataset else _run_data(recipe, wanted)
@@ -120,52 +127,27 @@ def _made(source: str, wanted: Wanted) -> Subject:
     """Anyone's model; it gets images in [0, 1] and normalises them itself."""
     if wanted.dataset is None or wanted.norm is None or wanted.eps is None:
         raise OptionError(f"{source} says nothing of data and threat: give --dataset, --norm and --eps.")
+    if wanted.weights_key and not wanted.weights_file:
+        raise OptionError("--weights-key says which weights of a file: name it too, with --weights-file.")
     data = _named_data(wanted)
     with fenced_randomness(0, "weights"):  # of a model that gets no file of them
         architecture = registry.create("models", source, wanted.model_options)
         model = architecture.build(data.shape, data.num_classes).eval()
-    if wanted.weights_file:
-        load_weights(model, wanted.weights_file)
+    found = load_weights(model, wanted.weights_file, wanted.weights_key) if wanted.weights_file else None
+    key = {"weights_key": found.key} if found and found.key else {}
     return Subject(
         model=model,
         part=_part(data, wanted.part),
         threat=_threat(wanted, None),
-        facts={"checkpoint": str(wanted.weights_file or source), "weights": source, **_facts(wanted, None, data)},
+        facts={
+            "checkpoint": str(wanted.weights_file or source),
+            "weights": source,
+            **key,
+            **_facts(wanted, None, data),
+        },
         data=data,
+        notes=tuple(found.notes) if found else (),
     )
-
-
-def load_weights(model: nn.Module, file: Path) -> None:
-    """Load weights into a model, from what ``torch.save`` wrote of a state dict, or from safetensors.
-
-    A state dict may lie under a key such as ``state_dict``, and its names may begin with ``module.``.
-
-    Raises:
-        CheckpointError: The file is missing, unreadable, holds code (which is not run), or does not fit the model.
-    """
-    state = _safetensors(file) if file.suffix == ".safetensors" else checkpoint.read(file, "file of weights")
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise CheckpointError(f"{file} holds no state dict.")
-    for key in ("state_dict", "model_state_dict", "model", "net", "raw"):
-        if isinstance(state.get(key), dict):
-            state = state[key]
-    with checkpoint.fitting(file):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    try:
-        model.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{file} does not fit the model: {error}") from None
-
-
-def _safetensors(file: Path) -> dict[str, Any]:
-    try:
-        from safetensors.torch import load_file
-
-        return cast(dict[str, Any], load_file(file))
-    except ModuleNotFoundError:
-        raise CheckpointError(f"{file} needs safetensors: python -m pip install safetensors.") from None
-    except Exception as error:  # as for any other file
-        raise CheckpointError(f"{file} is no safetensors file, or a damaged one ({error}).") from None
 
 
 def _named_data(wanted: Wanted) -> Data:

@@ -26,6 +26,9 @@ def net(num_classes, hidden=4):
 def probable():
     return nn.Sequential(net(10), nn.Softmax(1))
 
+def halved():
+    return net(10).half()
+
 def lost():
     model = net(10)
     model[1].weight.data[0, 0] = float("nan")
@@ -258,12 +261,41 @@ def test_a_model_of_anyones_is_evaluated(folder):
     assert whole["results"]["clean"]["accuracy"] == pytest.approx(100 * right.float().mean().item())
 
 
+def test_averaged_weights_of_a_file_are_taken_and_it_is_said(folder):
+    sys.path.insert(0, str(folder))
+    try:
+        import my_models
+    finally:
+        sys.path.remove(str(folder))
+    state = my_models.net(10).state_dict()
+    raw = {name: torch.zeros_like(value) for name, value in state.items()}
+    torch.save({"state_dict": raw, "state_dict_ema": state}, "w.pt")
+    torch.save({name: value.half() for name, value in state.items()}, "half.pt")
+    clean = ["--with", "clean"]
+    printed = succeed("my_models:net", *MADE, *clean, "--weights-file", "w.pt")
+    assert "note: w.pt holds raw and averaged weights; the averaged ones were taken, under 'state_dict_ema'" in printed
+    files = {"w.pt": [], "half.pt": [], "zero": ["--weights-key", "state_dict"]}
+    reports = {
+        name: found("my_models:net", *MADE, *clean, "--weights-file", name if "." in name else "w.pt", *more,
+                    to=f"{name}.json")
+        for name, more in files.items()
+    }  # fmt: skip
+    accuracies = {name: report["results"]["clean"]["accuracy"] for name, report in reports.items()}
+    bare = found("my_models:net", *MADE, *clean, to="bare.json")["results"]["clean"]["accuracy"]  # of the same weights
+    assert accuracies["w.pt"] == bare != accuracies["zero"]
+    assert accuracies["half.pt"] == pytest.approx(bare, abs=1)
+    assert reports["w.pt"]["weights_key"] == "state_dict_ema"
+    assert found("my_models:halved", *MADE, *clean, "--weights-file", "half.pt", to="h.json")["results"]["clean"][
+        "accuracy"] == accuracies["half.pt"]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("target", "arguments", "words"),
     [
         ("net", [], "give --dataset, --norm and --eps"),
         ("net", ["--dataset", "digits", "--norm", "L2"], "give --dataset, --norm and --eps"),
         ("net", [*MADE, "--weights-file", "missing.pt"], "at missing.pt"),
+        ("net", [*MADE, "--weights-key", "ema"], "name it too, with --weights-file"),
         ("net", [*MADE, "-N", "hiden=3"], "hiden"),
         ("nothing", MADE, "package.module:name"),
         ("probable", MADE, "the model gives probabilities"),

@@ -9,7 +9,8 @@ from torch import nn
 
 from at_smooth import CheckpointError, DataError, InputError, OptionError, PluginError, load_data, load_model
 from at_smooth.exceptions import RunError
-from at_smooth.subject import Wanted, find_subject, load_weights
+from at_smooth.subject import Wanted, find_subject
+from at_smooth.weights_file import load_weights
 
 MODULE = """
 import torch

@@ -57,6 +57,8 @@ subject_options = _all(
     click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set's files are."),
     click.option("--weights-file", type=click.Path(path_type=Path),
                  help="Weights for the model that MODULE:FUNCTION makes."),
+    click.option("--weights-key", metavar="KEY", help="Which weights of that file, such as state_dict_ema or "
+                 "model.module. [default: those that fit, averaged before raw]"),
     click.option("-N", "model_options", metavar="KEY=VALUE", multiple=True, help="Argument of that function."),
     click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,
                  help="Decides every random draw."),
