@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         Terms,
         WeightSmoother,
     )
+    from at_smooth.notes import AtSmoothWarning, notify
     from at_smooth.observer import Observer
     from at_smooth.recipe import Recipe
     from at_smooth.registry import create
@@ -64,6 +65,7 @@ _HOME = {
     "attacks": ("FGSM", "PGD", "Adversary", "AttackSpec"),
     "data": ("Augmentation", "Data", "Part"),
     "engine": ("Engine",),
+    "notes": ("AtSmoothWarning", "notify"),
     "observer": ("Observer",),
     "evaluation": ("Evaluation", "evaluate"),
     "exceptions": (
@@ -118,6 +120,7 @@ __all__ = [
     "Analysis",
     "Architecture",
     "AtSmoothError",
+    "AtSmoothWarning",
     "AttackSpec",
     "Augmentation",
     "Batch",
@@ -166,6 +169,7 @@ __all__ = [
     "format_pixels",
     "load_data",
     "load_model",
+    "notify",
     "train",
 ]
 

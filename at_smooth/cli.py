@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from at_smooth.commands.watch import watch
 from at_smooth.early_words import first_here, several, wait_to_speak
 from at_smooth.exceptions import AtSmoothError, InputError, Interrupted, exit_code_of
 from at_smooth.interruption import ignore_signals
+from at_smooth.notes import printed_by
 
 
 class _Group(click.Group):
@@ -39,7 +41,7 @@ class _Group(click.Group):
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _said_once(ctx):
+        with _said_once(ctx), printed_by(_print_note):
             return super().invoke(ctx)
 
 
@@ -62,6 +64,11 @@ def _said_once(ctx: click.Context) -> Iterator[None]:
         if several():  # the terminal and torchrun both send it
             ignore_signals()
         _end(ctx, "SIGINT: stopped before anything began", stop)
+
+
+def _print_note(text: str) -> None:
+    if os.environ.get("RANK", "0") == "0" or not several():  # all ranks read the same data
+        click.echo(f"note: {text}", err=True)
 
 
 def _end(ctx: click.Context, text: str, error: BaseException) -> None:

@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from at_smooth.data_checks import check
 from at_smooth.exceptions import DataError
 from at_smooth.interfaces import Batch, Images
+from at_smooth.notes import notify
 from at_smooth.ranks import Ranks, Share
 from at_smooth.runtime import generator
 
-_MOST_CLASSES = 100_000
+_GREY_LEVEL = 1 / 255
 
 Split = Literal["stratified", "last", "permutation"]
 
@@ -139,7 +141,7 @@ class Data:
         split_seed: int | None = None,
         augmentation: Augmentation | None = None,
     ) -> Data:
-        """Check the images and set a share of the training set aside for validation.
+        """Check the images and set a share of the training set aside for validation, unless they bring such a part.
 
         Args:
             images: What was loaded.
@@ -153,29 +155,24 @@ class Data:
         Raises:
             DataError: Shapes, labels or pixel values are not what they must be, or there are too few images.
         """
-        check(images.train, images.train_labels, images.num_classes, "training set")
-        if len(images.test_labels):
-            check(images.test, images.test_labels, images.num_classes, "test set")
-            if images.test.shape[1:] != images.train.shape[1:]:
-                raise DataError(
-                    f"training images are {_size(images.train)}, test images {_size(images.test)}: make them one size."
-                )
+        check(images)
         classes = len(torch.unique(images.train_labels))
         if classes < 2:
             raise DataError("training set: all images are of one class, so there is nothing to tell apart.")
-        kept, held_out = _split(
-            images.train_labels.numpy(), validation, split, seed if split_seed is None else split_seed
-        )
-        if split != "stratified" and len(torch.unique(images.train_labels[kept])) < classes:
-            raise DataError(f"the split '{split}' leaves a class without training images. Use --set split=stratified.")
-        return cls(
-            Part(images.train[kept], images.train_labels[kept]),
-            Part(images.train[held_out], images.train_labels[held_out]),
-            Part(images.test, images.test_labels),
-            images.num_classes,
-            augmentation or Augmentation(),
-            seed,
-        )
+        train, test = Part(images.train, images.train_labels), Part(images.test, images.test_labels)
+        if images.val is not None and images.val_labels is not None:
+            val = Part(images.val, images.val_labels)
+            notify(f"validation is on the data set's own {val.n} images; none of the training set are set aside")
+        else:
+            kept, held_out = _split(
+                images.train_labels.numpy(), validation, split, seed if split_seed is None else split_seed
+            )
+            if split != "stratified" and len(torch.unique(images.train_labels[kept])) < classes:
+                raise DataError(
+                    f"the split '{split}' leaves a class without training images. Use --set split=stratified."
+                )
+            train, val = (Part(train.images[part], train.labels[part]) for part in (kept, held_out))
+        return cls(train, val, test, images.num_classes, augmentation or Augmentation(), seed)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -222,57 +219,28 @@ class Data:
         return digest.hexdigest()[:16]
 
     def pixel_statistics(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of the training pixels, by channel, in [0, 1] units."""
+        """Mean and standard deviation of the training pixels, by channel, in [0, 1] units.
+
+        A channel that varies by less than one grey level holds no picture. Divided by so small a number, what an
+        adversary puts there would outweigh all other channels; so its deviation is given as 1, and it stays as it is.
+        """
         channels = self.train.images.transpose(0, 1).flatten(1)
         scale = 255.0 if channels.dtype == torch.uint8 else 1.0
-        moments = [(row.double().mean() / scale, row.double().std() / scale) for row in channels]
-        return [mean.item() for mean, _ in moments], [max(std.item(), 1e-3) for _, std in moments]
+        means = [(row.double().mean() / scale).item() for row in channels]
+        deviations = [(row.double().std() / scale).item() for row in channels]
+        for channel, deviation in enumerate(deviations):
+            if not deviation >= _GREY_LEVEL:  # NaN for a single pixel
+                notify(
+                    f"channel {channel} of the training images hardly varies (standard deviation {deviation:.2g}, "
+                    f"below one grey level): it is not scaled"
+                )
+                deviations[channel] = 1.0
+        return means, deviations
 
 
 def as_float(images: Tensor) -> Tensor:
     """Images in [0, 1]: uint8 is divided by 255, float passes."""
     return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
-
-
-def check(images: Tensor, labels: Tensor, num_classes: int, name: str) -> None:
-    """Refuse what training would only trip over later.
-
-    Raises:
-        DataError: The shape, a label or a pixel value is wrong; the message names the first offender.
-    """
-    if images.ndim != 4:
-        raise DataError(f"{name}: images have shape {tuple(images.shape)}; give (N, C, H, W).")
-    if len(images) != len(labels) or labels.ndim != 1:
-        raise DataError(
-            f"{name}: {len(images)} images but labels of shape {tuple(labels.shape)}; give one label an image."
-        )
-    if len(labels) == 0:
-        raise DataError(f"{name}: there are no images.")
-    if num_classes < 2:
-        raise DataError(f"{name}: there is one class, so nothing to tell apart. Give at least two.")
-    if num_classes > _MOST_CLASSES:
-        raise DataError(
-            f"{name}: labels up to {num_classes - 1} are too many classes. Number them from 0 without gaps."
-        )
-    if labels.is_floating_point():
-        raise DataError(f"{name}: labels are {labels.dtype}; give whole numbers from 0 to {num_classes - 1}.")
-    outside = ((labels < 0) | (labels >= num_classes)).nonzero()
-    if len(outside):
-        where = int(outside[0])
-        raise DataError(
-            f"{name}: label {int(labels[where])} of example {where} is outside the {num_classes} classes "
-            f"0 to {num_classes - 1}."
-        )
-    if images.dtype == torch.uint8:
-        return
-    if not images.is_floating_point():
-        raise DataError(f"{name}: images are {images.dtype}; give uint8 (0 to 255), or float in [0, 1].")
-    low, high = float(images.min()), float(images.max())
-    if not (low >= 0 and high <= 1):  # written so that NaN fails too
-        raise DataError(
-            f"{name}: pixel values run from {low:g} to {high:g}, outside [0, 1]. "
-            f"Divide by 255 or store uint8; normalisation belongs inside the model."
-        )
 
 
 def stratified_subset(labels: Tensor, n: int, seed: int) -> Tensor:
@@ -316,7 +284,3 @@ def _batches_of(order: Tensor, batch_size: int) -> list[Tensor]:
         last = batches.pop()
         batches[-1] = torch.cat([batches[-1], last])
     return batches
-
-
-def _size(images: Tensor) -> str:
-    return "x".join(str(side) for side in images.shape[1:])

@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from at_smooth import registry
-from at_smooth.data import Data, Part, check, stratified_subset
+from at_smooth.data import Data, Part, stratified_subset
+from at_smooth.data_checks import check
 from at_smooth.exceptions import InputError, OptionError
 from at_smooth.experiment import Weights, Which, prepare_data, stored_weights
 from at_smooth.interfaces import Dataset
@@ -153,13 +154,14 @@ def _made(source: str, wanted: Wanted) -> Subject:
 def _named_data(wanted: Wanted) -> Data:
     dataset: Dataset = registry.create("datasets", str(wanted.dataset), wanted.dataset_options)
     images = dataset.load(wanted.data_dir.expanduser().absolute() if wanted.data_dir else None)
-    if wanted.part == "val":
-        raise OptionError("a data set by name has no validation part; choose --part test or train.")
-    check(images.train, images.train_labels, images.num_classes, "training set")
-    if len(images.test_labels):
-        check(images.test, images.test_labels, images.num_classes, "test set")
+    check(images)
     test, train = Part(images.test, images.test_labels), Part(images.train, images.train_labels)
-    return Data(train, Part(train.images[:0], train.labels[:0]), test, images.num_classes)
+    val = Part(train.images[:0], train.labels[:0])
+    if images.val is not None and images.val_labels is not None:
+        val = Part(images.val, images.val_labels)
+    elif wanted.part == "val":
+        raise OptionError("this data set has no validation part of its own; choose --part test or train.")
+    return Data(train, val, test, images.num_classes)
 
 
 def _run_data(recipe: Recipe, wanted: Wanted) -> Data:

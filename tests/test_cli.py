@@ -177,6 +177,14 @@ def test_bad_input_is_refused_with_one_message(folder, arguments, words):
     assert not list(folder.glob("runs/*"))
 
 
+def test_what_stops_nothing_is_said_once_on_standard_error(npz):
+    path = npz(x_test=np.zeros((0, 6, 6), np.uint8), y_test=np.zeros(0, int))
+    small = ("--dataset", "npz", "--data-dir", path, "--model", "mlp", *TINY[2:], "--set", "threads=1")
+    result = call("train", *small, "--regularizer", "kd-adv", "--epochs", "1", "--test-every", "0", "--out", "run")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.splitlines() == [f"note: {path} has no test images, so nothing is measured on a test set"]
+
+
 @pytest.mark.parametrize(
     ("changes", "options", "words"),
     [

@@ -1,12 +1,13 @@
 import math
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from at_smooth import Augmentation, Data, DataError, Images
+from at_smooth import AtSmoothWarning, Augmentation, Data, DataError, Images, create
 from at_smooth.data import as_float
 
 
@@ -54,8 +55,9 @@ def test_few_images_are_split_without_strata():
 
 
 def test_too_few_images_are_refused():
+    two = images(train=torch.rand(2, 1, 4, 4), train_labels=torch.arange(2))
     with pytest.raises(DataError, match="2 images are too few"):
-        Data.split(numbered(2, 2))
+        Data.split(two)
 
 
 def test_each_epoch_is_every_example_once_in_an_order_of_its_own():
@@ -169,7 +171,7 @@ def images(**changes):
         "test": torch.rand(4, 1, 4, 4),
         "test_labels": torch.arange(4) % 2,
     }
-    return Images(**{**given, **changes}, num_classes=2)
+    return Images(**{"num_classes": 2, **given, **changes})
 
 
 @pytest.mark.parametrize(
@@ -178,22 +180,119 @@ def images(**changes):
         ({"train_labels": torch.tensor([0, 1, 0, 7, 1, 0, 1, 0, 1, 0])}, "training set: label 7 of example 3 .* 2 cl"),
         ({"train_labels": torch.tensor([0, -1] * 5)}, "training set: label -1 of example 1"),
         ({"test_labels": torch.tensor([0, 1, 2, 0])}, "test set: label 2 of example 2"),
-        ({"train_labels": torch.zeros(10)}, "training set: labels are torch.float32"),
+        ({"train_labels": torch.tensor([0, 1, 0.5, 1] * 3)[:10]}, "training set: label 0.5 of example 2 is no whole"),
+        (
+            {"train_labels": torch.tensor([0, 1, torch.inf] * 4)[:10]},
+            "training set: label inf of example 2 is no whole",
+        ),
+        ({"train_labels": torch.eye(2).repeat(5, 1)}, r"training set: labels have shape \(10, 2\).*labels.argmax\(1\)"),
+        ({"train_labels": np.array(["a", "b"] * 5)}, r"train_labels is an array of <U1.*return_inverse=True"),
+        ({"train_labels": [[0], [1, 2]]}, "train_labels is no tensor"),
+        ({"train_labels": torch.arange(10) % 2 + 1}, "label 2 of example 1 .* 2 classes .*begin at 1: subtract 1"),
         ({"train_labels": torch.zeros(9, dtype=int)}, r"training set: 10 images but labels of shape \(9,\)"),
-        ({"train_labels": torch.zeros(10, 1, dtype=int)}, r"training set: .*shape \(10, 1\)"),
         ({"train": torch.rand(10, 4, 4)}, r"training set: images have shape \(10, 4, 4\)"),
         ({"train": torch.rand(0, 1, 4, 4), "train_labels": torch.zeros(0, dtype=int)}, "there are no images"),
         ({"train": torch.rand(10, 1, 4, 4) + 1}, r"training set: pixel values run from 1\..* outside \[0, 1\]"),
         ({"train": torch.rand(10, 1, 4, 4) - 1}, r"training set: pixel values run from -"),
         ({"test": torch.full((4, 1, 4, 4), torch.nan)}, "test set: pixel values run from nan"),
         ({"train": torch.full((10, 1, 4, 4), torch.inf)}, "training set: .*inf"),
-        ({"train": torch.zeros(10, 1, 4, 4, dtype=torch.int32)}, "training set: images are torch.int32"),
+        (
+            {"train": torch.zeros(10, 1, 4, 4, dtype=torch.int32)},
+            "images are int32; .* from 0 to 0: store them as uint8",
+        ),
+        ({"train": np.full((10, 1, 4, 4), 65000, np.uint16)}, "images are uint16; .* from 65000 to .* by 65535"),
+        ({"train": torch.zeros(10, 1, 4, 4, dtype=torch.bool)}, "images are bool; .*float32"),
+        ({"train": torch.full((10, 1, 4, 4), 1.0000001)}, r"from 1\.0000001 to 1\.0000001, .*images\.clip\(0, 1\)"),
+        ({"train": torch.rand(10, 1, 4, 4) * 255}, "Divide by 255, or store uint8"),
+        ({"train": torch.rand(10, 1, 4, 4) * 2 - 1}, r"scaled to \[-1, 1\], give \(images \+ 1\) / 2"),
+        ({"train": torch.rand(10, 1, 4, 4) * 5 - 2}, "Undo their normalisation"),
+        ({"train": torch.rand(10, 1, 4, 4) / 255}, r"no pixel is above 0\.003.* divided by 255 twice"),
+        ({"train": torch.arange(160).view(10, 1, 4, 4).to(torch.uint8) % 2}, "all pixels are 0 or 1 of 255"),
+        ({"train": torch.rand(10, 4, 5, 3), "channels": 3}, r"\(10, 4, 5, 3\), so 4 channels, where 3 are declared"),
+        ({"train": torch.rand(10, 5, 4, 3)}, r"so 5 channels, which is unusual.*permute\(0, 3, 1, 2\).*channels=5\)"),
+        ({"train": torch.rand(10, 1, 0, 4)}, "without a single pixel"),
+        ({"val": torch.rand(3, 1, 4, 5), "val_labels": torch.arange(3) % 2}, "validation images 1x4x5"),
+        ({"val": torch.rand(3, 1, 4, 4), "val_labels": torch.arange(3)}, "validation set: label 2 of example 2"),
+        ({"val": torch.rand(3, 1, 4, 4)}, "val and val_labels go together"),
         ({"test": torch.rand(4, 1, 4, 5)}, "training images are 1x4x4, test images 1x4x5"),
     ],
 )
 def test_what_cannot_be_trained_on_is_refused(changes, words):
     with pytest.raises(DataError, match=words):
         Data.split(images(**changes))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        torch.arange(10)[:, None] % 2,
+        torch.arange(10) % 2.0,
+        np.arange(10, dtype=">i4") % 2,
+        np.arange(10) % 2 == 1,
+        [0, 1] * 5,
+        np.arange(9, -1, -1)[::-1] % 2,
+    ],
+    ids=["column", "float", "big-endian", "bool", "list", "reversed"],
+)
+def test_labels_may_be_whole_numbers_in_any_form(labels):
+    found = images(train_labels=labels).train_labels
+    assert found.dtype == torch.int64
+    assert found.tolist() == [0, 1] * 5
+
+
+def test_images_may_be_big_endian():
+    pixels = np.random.default_rng(0).random((10, 1, 4, 4))
+    assert np.array_equal(images(train=pixels.astype(">f8")).train, pixels)
+
+
+def test_unusual_channels_may_be_declared():
+    data = Data.split(images(train=torch.rand(10, 5, 4, 4), test=torch.rand(4, 5, 4, 4), channels=5))
+    assert data.shape == (5, 4, 4)
+
+
+def test_a_validation_set_of_its_own_is_taken_as_it_is():
+    own = images(val=torch.rand(4, 1, 4, 4), val_labels=torch.arange(4) % 2)
+    with pytest.warns(AtSmoothWarning, match="the data set's own 4 images; none of the training set are set aside"):
+        data = Data.split(own)
+    assert torch.equal(data.train.images, own.train)
+    assert torch.equal(data.train.labels, own.train_labels)
+    assert torch.equal(data.val.images, own.val)
+    assert torch.equal(data.val.labels, own.val_labels)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_classes": 4}, r"no training image is of 2 of the 4 classes \(2, 3\)"),
+        ({"test_labels": torch.zeros(4, dtype=int)}, r"no test image is of 1 of the 2 classes \(1\)"),
+        (
+            {"test": torch.randint(0, 256, (4, 1, 4, 4), dtype=torch.uint8)},
+            "training images are float32, test .* uint8",
+        ),
+        ({"test": torch.rand(10, 1, 4, 4, generator=rng())[:4]}, "4 of the 4 test images are also among the training"),
+        ({"train": torch.rand(10, 1, 4, 4, generator=rng()) / 16}, r"training set: the brightest pixel is 0\.06"),
+        (
+            {"test": torch.arange(64, dtype=torch.uint8).view(4, 1, 4, 4) // 4},
+            "test set: the brightest pixel is 15, where white is 255",
+        ),
+    ],
+)
+def test_what_may_not_be_meant_is_said(changes, words):
+    given = {"train": torch.rand(10, 1, 4, 4, generator=rng()), **changes}
+    with pytest.warns(AtSmoothWarning, match=words):
+        Data.split(images(**given))
+
+
+def test_of_ordinary_images_nothing_is_said(recwarn):
+    Data.split(images()).pixel_statistics()
+    Data.split(create("datasets", "digits").load(None)).pixel_statistics()
+    assert not recwarn.list
+
+
+def test_what_is_said_points_at_the_users_own_line():
+    with pytest.warns(AtSmoothWarning) as said:
+        Data.split(images(num_classes=3))
+    assert {Path(each.filename).name for each in said} == {"test_data.py"}
 
 
 def test_a_test_set_may_be_missing():
@@ -228,9 +327,24 @@ def test_pixel_statistics_are_those_of_the_training_part(dtype):
     assert std == pytest.approx(np.std(flat, axis=1, ddof=1), rel=1e-5)
 
 
-def test_a_constant_channel_has_a_deviation_to_divide_by():
-    data = Data.split(images(train=torch.zeros(10, 1, 4, 4)))
-    assert data.pixel_statistics()[1][0] > 0
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("levels", [1, 2])  # a channel that never varies, and one that flickers by a grey level
+def test_a_channel_that_hardly_varies_is_not_scaled(levels, dtype):
+    pixels = torch.randint(0, 256, (20, 3, 4, 4), generator=rng(), dtype=torch.uint8)
+    pixels[:, 1] = 100 + torch.randint(0, levels, (20, 4, 4), generator=rng(), dtype=torch.uint8)
+    train = pixels if dtype == torch.uint8 else pixels / 255
+    data = Data.split(images(train=train, train_labels=torch.arange(20) % 2, test=train[:4, :].flip(2)))
+    with pytest.warns(AtSmoothWarning, match="channel 1 of the training images hardly varies"):
+        mean, std = data.pixel_statistics()
+    assert mean[1] == pytest.approx((100 + (levels - 1) / 2) / 255, abs=2e-4)
+    assert std[1] == 1
+    assert 0.2 < std[0] < 0.4  # as ever
+
+
+def test_a_channel_that_varies_by_more_than_a_grey_level_is_scaled():
+    pixels = torch.randint(100, 104, (20, 1, 4, 4), generator=rng(), dtype=torch.uint8)
+    data = Data.split(images(train=pixels, train_labels=torch.arange(20) % 2, test=pixels[:4].flip(2)))
+    assert data.pixel_statistics()[1][0] == pytest.approx(math.sqrt(15 / 12) / 255, rel=0.1)
 
 
 def test_shape_is_channels_height_width():

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from at_smooth.exceptions import DataError
 from at_smooth.interfaces.plugin import Plugin
 
 
@@ -25,6 +27,14 @@ class Images:
         test: Test images, likewise.
         test_labels: (M,) int64.
         num_classes: How many classes there are.
+        val: Images for validation, likewise; None sets some of the training images aside.
+        val_labels: (V,) int64, with ``val``.
+        channels: C, where it is none of 1, 3 and 4: others are taken for a mistake unless they are declared.
+
+    NumPy arrays are welcome. Labels may be a column (N, 1), and whole numbers of any type.
+
+    Raises:
+        DataError: An array holds no numbers, or one of ``val`` and ``val_labels`` is missing.
     """
 
     train: Tensor
@@ -32,12 +42,38 @@ class Images:
     test: Tensor
     test_labels: Tensor
     num_classes: int
+    val: Tensor | None = None
+    val_labels: Tensor | None = None
+    channels: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("train", "train_labels", "test", "test_labels"):
-            value = torch.as_tensor(getattr(self, name))  # NumPy arrays are welcome
-            whole = name.endswith("labels") and not value.is_floating_point()
-            object.__setattr__(self, name, value.long() if whole else value)
+        if (self.val is None) != (self.val_labels is None):
+            raise DataError("val and val_labels go together: give both or neither.")
+        for name in ("train", "train_labels", "test", "test_labels", "val", "val_labels"):
+            value = getattr(self, name)
+            if value is not None:
+                tensor = _tensor(name, value)
+                object.__setattr__(self, name, _class_numbers(tensor) if name.endswith("labels") else tensor)
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "biuf":
+            numbered = ": give numpy.unique(names, return_inverse=True)[1]" if name.endswith("labels") else ""
+            raise DataError(f"{name} is an array of {value.dtype}, not of numbers{numbered}.")
+        value = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("="))  # torch takes no other
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{name} is no tensor, nor can it become one ({error}).") from None
+
+
+def _class_numbers(labels: Tensor) -> Tensor:
+    """Labels as int64 (N,) where they are whole numbers in another form; others stay, for the checks to name."""
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    whole = not labels.is_floating_point() or bool((labels == labels.round()).all() and labels.isfinite().all())
+    return labels.long() if whole else labels
 
 
 @dataclass(frozen=True)

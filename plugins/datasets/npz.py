@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,46 +15,56 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from at_smooth import DataError, Dataset, Images
+from at_smooth import DataError, Dataset, Images, notify
+from at_smooth_plugins.datasets.array_layout import Array, Layout, Stated, channels_first
 
-_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+#: Names of the arrays: for training, for testing, and for validation if there are such.
+_NAMES = (
+    ("x_train", "y_train", "x_test", "y_test", "x_val", "y_val"),
+    ("train_images", "train_labels", "test_images", "test_labels", "val_images", "val_labels"),  # MedMNIST
+)
+_REQUIRED = 4
+_MOST_NAMED = 10  # labels in a message
 
 
 class Npz(Dataset):
-    """One .npz file with the arrays x_train, y_train, x_test and y_test.
+    """One .npz file with the arrays x_train, y_train, x_test and y_test, or with MedMNIST's names.
 
     Images are (N, H, W), (N, H, W, C) or (N, C, H, W) with C of 1 or 3; uint8, or float in [0, 1]. Labels are whole
-    numbers from 0.
+    numbers from 0. Arrays x_val and y_val are validated on; without them some of the training images are.
     """
 
     recipe: ClassVar[Mapping[str, Any]] = {"model": "preact-resnet-18"}
 
     file: str | None = Field(default=None, description="the file's name, where --data-dir is a folder that has several")
-    num_classes: int | None = Field(default=None, ge=2, description="default: the largest label and one")
+    num_classes: int | None = Field(
+        default=None, ge=2, description="default: the largest training label and one, where no class is without images"
+    )
+    layout: Layout | None = Field(default=None, description="nchw or nhwc, where the shapes leave it open")
+    channels: int | None = Field(
+        default=None, ge=1, description="how many channels the images have, where it is not 1 or 3"
+    )
 
     def load(self, data_dir: Path | None) -> Images:
         """Read the file that ``data_dir`` names or holds."""
         path = self._find(data_dir)
-        try:
-            archive = np.load(path, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DataError(f"{path} is one array, no readable .npz file; give one with {', '.join(_ARRAYS)}.")
-            with archive:
-                missing = [name for name in _ARRAYS if name not in archive]
-                if missing:
-                    raise DataError(
-                        f"{path} lacks {', '.join(missing)}; it holds {', '.join(archive.files) or 'nothing'}. "
-                        f"Save it with numpy.savez_compressed(path, x_train=..., y_train=..., x_test=..., y_test=...)."
-                    )
-                x_train, y_train, x_test, y_test = (archive[name] for name in _ARRAYS)
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
-            raise DataError(f"{path} is no readable .npz file of plain arrays ({error}).") from None
-        train, test = _labels(path, "y_train", y_train), _labels(path, "y_test", y_test)
-        largest = max((int(part.max()) for part in (train, test) if len(part)), default=0)
-        return Images(
-            _images(path, "x_train", x_train), train, _images(path, "x_test", x_test), test,
-            self.num_classes or largest + 1,
-        )  # fmt: skip
+        arrays = _read(path)
+        parts: list[Any] = []
+        layouts = {}
+        for (x_name, x), (y_name, y) in zip(arrays[::2], arrays[1::2], strict=True):
+            if x.dtype.kind not in "biuf" or y.ndim == 0:
+                raise DataError(f"{path}: {x_name} is {x.dtype}, {y_name} {y.dtype}; give images and their labels.")
+            with _naming(path):
+                x, layouts[x_name] = channels_first(x_name, x, len(y), Stated(self.layout, self.channels))
+            parts += [x.astype(np.float32) if x.dtype.kind == "f" else x, y]
+        if {"nchw", "nhwc"} <= set(layouts.values()):
+            notify(f"{path}: layouts differ: {', '.join(f'{name} is {layout}' for name, layout in layouts.items())}")
+        if len(parts[3]) == 0:
+            notify(f"{path} has no test images, so nothing is measured on a test set")
+        with _naming(path):
+            x, y, x_test, y_test, x_val, y_val = (*parts, None, None)[:6]
+            images = Images(x, y, x_test, y_test, self.num_classes or 0, x_val, y_val, self.channels)
+        return images if self.num_classes else replace(images, num_classes=_count(path, images.train_labels))
 
     def _find(self, data_dir: Path | None) -> Path:
         if data_dir is None:
@@ -69,21 +82,53 @@ class Npz(Dataset):
         return files[0]
 
 
-def _images(path: Path, name: str, array: np.ndarray[Any, Any]) -> Tensor:
-    if array.dtype.kind not in "uif" or (array.dtype.kind in "ui" and array.dtype != np.uint8):
-        raise DataError(f"{path}: {name} is {array.dtype}; give uint8 (0 to 255), or float in [0, 1].")
-    if array.ndim == 3:
-        array = array[:, None]
-    elif array.ndim == 4 and array.shape[1] not in (1, 3) and array.shape[3] in (1, 3):
-        array = array.transpose(0, 3, 1, 2)
-    if array.ndim != 4:
-        raise DataError(f"{path}: {name} has shape {array.shape}; give (N, H, W), (N, H, W, C) or (N, C, H, W).")
-    if array.dtype != np.uint8:
-        array = array.astype(np.float32)
-    return torch.from_numpy(np.ascontiguousarray(array))
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Begin the message of an error with the file."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
 
 
-def _labels(path: Path, name: str, array: np.ndarray[Any, Any]) -> Tensor:
-    if array.dtype.kind not in "ui" or array.ndim != 1:
-        raise DataError(f"{path}: {name} is {array.dtype} of shape {array.shape}; give whole numbers, one an image.")
-    return torch.from_numpy(array.astype(np.int64))
+def _read(path: Path) -> list[tuple[str, Array]]:
+    """The arrays by name: training images, their labels, the same for testing and, where there are such, validation."""
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise DataError(f"{path} is one array, no readable .npz file; give one with {', '.join(_NAMES[0][:4])}.")
+        with archive:
+            names = max(_NAMES, key=lambda known: sum(name in archive for name in known[:_REQUIRED]))
+            missing = [name for name in names[:_REQUIRED] if name not in archive]
+            if missing:
+                raise DataError(
+                    f"{path} lacks {', '.join(missing)}; it holds {', '.join(archive.files) or 'nothing'}. "
+                    f"Save it with numpy.savez_compressed(path, x_train=..., y_train=..., x_test=..., y_test=...)."
+                )
+            held = [name for name in names[_REQUIRED:] if name in archive]
+            if len(held) == 1:
+                raise DataError(f"{path} holds {held[0]}, but of {' and '.join(names[_REQUIRED:])} both are needed.")
+            wanted = [*names[:_REQUIRED], *held]
+            left = [name for name in archive.files if name not in wanted]
+            if left:
+                notify(f"{path}: arrays of other names are left out: {', '.join(left)}")
+            return [(name, archive[name]) for name in wanted]
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
+        raise DataError(f"{path} is no readable .npz file of plain arrays ({error}).") from None
+
+
+def _count(path: Path, labels: Tensor) -> int:
+    """How many classes the training labels make; labels that are none are left to the checks of the core."""
+    if labels.ndim != 1 or labels.is_floating_point() or len(labels) == 0:
+        return 2
+    present: set[int] = set(torch.unique(labels).tolist())
+    lowest, largest = min(present), max(present)
+    if lowest >= 0 and len(present) <= largest:
+        absent = list(islice((number for number in range(largest) if number not in present), _MOST_NAMED + 1))
+        shown = ", ".join(map(str, absent[:_MOST_NAMED])) + ", ..." * (len(absent) > _MOST_NAMED)
+        mend = "labels - 1" if absent == [0] else "numpy.unique(labels, return_inverse=True)[1]"
+        raise DataError(
+            f"{path}: training labels run from {lowest} to {largest}, but no training image has label {shown}. Number "
+            f"the classes from 0 without gaps ({mend}), or say that they are meant: -D num_classes={largest + 1}."
+        )
+    return max(2, largest + 1)

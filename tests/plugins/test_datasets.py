@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from at_smooth import Data, DataError, OptionError, create
+from at_smooth import AtSmoothWarning, Data, DataError, OptionError, create
 
 
 def test_digits_are_scikit_learns():
@@ -91,10 +91,25 @@ def test_npz_is_found_in_a_folder_and_chosen_where_there_are_several(npz):
     [
         ({"y_test": None}, "lacks y_test; it holds x_train, y_train, x_test"),
         ({"x_train": np.zeros((40, 6))}, r"x_train has shape \(40, 6\)"),
-        ({"x_train": np.zeros((40, 6, 6), np.int64)}, "x_train is int64"),
+        ({"x_train": np.zeros((40, 64))}, r"x_train has shape \(40, 64\).*reshape\(-1, 8, 8\)"),
+        ({"x_train": np.zeros((6, 6, 40))}, r"so 6 images, but there are 40 labels.*x_train\.transpose\(2, 0, 1\)"),
+        ({"x_train": np.zeros((6, 6, 3, 40))}, r"x_train\.transpose\(3, 2, 0, 1\)"),
+        ({"x_test": np.zeros((9, 6, 6), np.uint8)}, r"x_test has shape \(9, 6, 6\), so 9 images, .* 10 labels"),
+        ({"x_train": np.zeros((40, 3, 6, 3))}, "channels may be first or last.*-D layout=nchw or -D layout=nhwc"),
+        ({"x_train": np.zeros((40, 4, 6, 4))}, "channels may be first or last"),
+        ({"x_train": np.zeros((40, 7, 6, 5))}, "-D layout=nhwc -D channels=5, or -D layout=nchw -D channels=7"),
+        ({"x_train": np.zeros((40, 6, 6, 4))}, r"no opaque alpha channel \(all 1\).*-D channels=4"),
+        ({"x_train": np.zeros((40, 2, 6, 6), np.uint8)}, r"no opaque alpha channel \(all 255\).*-D channels=2"),
         ({"x_test": np.array(["a"] * 10)}, "x_test is <U1"),
-        ({"y_train": np.zeros(40)}, "y_train is float64"),
-        ({"y_train": np.zeros((40, 1), int)}, r"y_train is int64 of shape \(40, 1\)"),
+        ({"y_train": np.array(["a", "b"] * 20)}, "train_labels is an array of <U1"),
+        ({"y_train": np.array(0)}, "y_train int64; give images and their labels"),
+        ({"y_train": np.arange(40) % 10 + 1}, r"labels run from 1 to 10, .* label 0\..*labels - 1.*num_classes=11"),
+        ({"y_train": np.arange(40) % 2 * 3}, r"labels run from 0 to 3, .* label 1, 2\..*return_inverse.*num_classes=4"),
+        (
+            {"y_train": np.arange(40) % 2 * 10**12},
+            r"no training image has label 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, \.\.\.\.",
+        ),
+        ({"x_val": np.zeros((4, 6, 6), np.uint8)}, "holds x_val, but of x_val and y_val both are needed"),
         ({"x_train": np.array([{}] * 40)}, "no readable .npz"),
     ],
 )
@@ -111,13 +126,78 @@ def test_npz_refuses_arrays_that_are_no_labelled_images(npz, changes, words):
         ({}, {"y_train": np.arange(40) % 2 - 1}, "training set: label -1 of example 0"),
         ({"num_classes": 2}, {"y_test": np.arange(10) % 3}, "test set: label 2 of example 2 .* 2 classes"),
         ({}, {"x_train": np.full((40, 6, 6), 255.0)}, "training set: pixel values .* outside"),
-        ({}, {"x_test": np.zeros((9, 6, 6), np.uint8)}, "test set: 9 images but labels"),
+        ({}, {"x_train": np.zeros((40, 6, 6), np.int64)}, "training set: images are int64"),
+        ({}, {"y_train": np.arange(40) % 2 / 2}, "training set: label 0.5 of example 1"),
+        ({}, {"y_train": np.eye(2)[np.arange(40) % 2]}, r"training set: labels have shape \(40, 2\)"),
+        ({}, {"y_test": np.arange(10) % 3}, "test set: label 2 of example 2 .* 2 classes"),
+        ({"layout": "nchw", "channels": 6}, {"x_train": np.ones((40, 6, 6, 3))}, "test set: images .* so 1 channels"),
         ({}, {"y_train": np.zeros(40, int), "y_test": np.zeros(10, int)}, "one class"),
     ],
 )
 def test_npz_values_are_checked_before_training(npz, options, changes, words):
     with pytest.raises(DataError, match=words):
         Data.split(create("datasets", "npz", options).load(npz(**changes)))
+
+
+STATED = np.random.default_rng(0).integers(0, 256, (40, 3, 6, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("options", "x", "expected"),
+    [
+        ({"layout": "nchw"}, STATED, STATED),
+        ({"layout": "nhwc"}, STATED, STATED.transpose(0, 3, 1, 2)),
+        ({"channels": 6}, STATED.transpose(0, 2, 1, 3), STATED.transpose(0, 2, 1, 3)),
+        ({"channels": 6, "layout": "nhwc"}, STATED.repeat(2, 3), STATED.repeat(2, 3).transpose(0, 3, 1, 2)),
+    ],
+)
+def test_npz_takes_what_is_stated(npz, options, x, expected):
+    images = create("datasets", "npz", options).load(npz(x_train=x, x_test=x[:10]))
+    assert np.array_equal(images.train, expected)
+    assert Data.split(images).shape == expected.shape[1:]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("axis", [1, -1])
+def test_npz_leaves_out_an_opaque_alpha_channel_and_says_so(npz, channels, dtype, axis):
+    x = np.random.default_rng(0).integers(0, 256, (40, channels, 6, 7), dtype=np.uint8)
+    x, white = (x, 255) if dtype == np.uint8 else (x.astype(dtype) / 255, 1)
+    with_alpha = np.concatenate([x, np.full_like(x[:, :1], white)], 1)
+    stored = np.moveaxis(with_alpha, 1, axis)
+    with pytest.warns(AtSmoothWarning, match=f"x_train: the last of {channels + 1} channels is an opaque alpha"):
+        images = create("datasets", "npz").load(npz(x_train=stored, x_test=x[:10]))
+    assert np.array_equal(images.train, x)
+
+
+def test_npz_says_that_layouts_differ(npz):
+    x = np.random.default_rng(0).integers(0, 256, (40, 3, 6, 5), dtype=np.uint8)
+    with pytest.warns(AtSmoothWarning, match="layouts differ: x_train is nhwc, x_test is nchw"):
+        images = create("datasets", "npz").load(npz(x_train=x.transpose(0, 2, 3, 1), x_test=x[:10]))
+    assert np.array_equal(images.train, x)
+    assert np.array_equal(images.test, x[:10])
+
+
+@pytest.mark.parametrize("names", ["x_{}", "{}_images"])
+def test_npz_validates_on_its_own_validation_images(tmp_path, names):
+    rng, arrays = np.random.default_rng(0), {}
+    for part, n in (("train", 20), ("val", 6), ("test", 8)):
+        arrays[names.format(part)] = rng.integers(0, 256, (n, 6, 6), dtype=np.uint8)
+        labels = "y_{}" if names == "x_{}" else "{}_labels"
+        arrays[labels.format(part)] = np.arange(n)[:, None] % 2  # MedMNIST's are columns
+    np.savez(tmp_path / "own.npz", **arrays)
+    images = create("datasets", "npz").load(tmp_path / "own.npz")
+    for found, part in ((images.train, "train"), (images.val, "val"), (images.test, "test")):
+        assert np.array_equal(found[:, 0], arrays[names.format(part)])
+    assert images.val_labels.tolist() == [0, 1, 0, 1, 0, 1]
+    assert images.num_classes == 2
+
+
+def test_npz_says_what_it_leaves_out(npz):
+    with pytest.warns(AtSmoothWarning, match="arrays of other names are left out: weights"):
+        create("datasets", "npz").load(npz(weights=np.zeros(3)))
+    with pytest.warns(AtSmoothWarning, match="has no test images"):
+        create("datasets", "npz").load(npz(x_test=np.zeros((0, 6, 6), np.uint8), y_test=np.zeros(0, int)))
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04 broken"])
