@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         PluginError,
         RunError,
         StorageError,
+        UntrustedError,
     )
     from at_smooth.experiment import load_data, load_model, train
     from at_smooth.interfaces import (
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from at_smooth.settings import Settings
     from at_smooth.teachers import cache_directory
     from at_smooth.threat import OptionalPixels, Pixels, Threat, format_pixels
+    from at_smooth.trust import trust_code
 
 _HOME = {
     "attacks": ("FGSM", "PGD", "Adversary", "AttackSpec"),
@@ -81,6 +83,7 @@ _HOME = {
         "PluginError",
         "RunError",
         "StorageError",
+        "UntrustedError",
     ),
     "experiment": ("load_data", "load_model", "train"),
     "interfaces": (
@@ -110,6 +113,7 @@ _HOME = {
     "settings": ("Settings",),
     "teachers": ("cache_directory",),
     "threat": ("OptionalPixels", "Pixels", "Threat", "format_pixels"),
+    "trust": ("trust_code",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -161,6 +165,7 @@ __all__ = [
     "Teachers",
     "Terms",
     "Threat",
+    "UntrustedError",
     "WeightSmoother",
     "__version__",
     "cache_directory",
@@ -171,6 +176,7 @@ __all__ = [
     "load_model",
     "notify",
     "train",
+    "trust_code",
 ]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from at_smooth import registry
 from at_smooth.checkpoint import write_atomically
 from at_smooth.exceptions import InputError
-from at_smooth.grouping import labels, setting
+from at_smooth.grouping import labels, recorded, setting
 from at_smooth.interfaces import Analysis, Study
 from at_smooth.run import Run
 from at_smooth.style import as_png, as_svg
@@ -46,7 +46,7 @@ def settings_of(runs: Sequence[Run]) -> list[Setting]:
     twice = [str(run.path) for run, place in zip(runs, places, strict=True) if places.count(place) > 1]
     if twice:
         raise InputError(f"{twice[0]} is given twice; name each run once.")
-    recipes = {run.path: run.recipe.to_dict() for run in runs}
+    recipes = {run.path: recorded(run) for run in runs}
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         groups[setting(recipes[run.path])].append(run)

@@ -16,6 +16,7 @@ from at_smooth.journal import Journal
 from at_smooth.runtime import Runtime, fenced_randomness
 from at_smooth.surrogate import trained_surrogate
 from at_smooth.threat import Threat
+from at_smooth.trust import trust_code
 
 #: On how many examples an audit looks unless told otherwise.
 EXAMPLES = 200
@@ -62,6 +63,7 @@ def audit(
     limits, runtime = limits or Limits(), runtime or Runtime.choose()
     for evaluator in (limits.attack, limits.noise, limits.reference):
         registry.create("evaluators", evaluator).check(threat, 2)  # refused before anything costs time
+    trust_code([limits.surrogate])
     registry.load("models", limits.surrogate)
 
     def attacked(label: str, evaluator: Evaluator, threat: Threat) -> Outcome:

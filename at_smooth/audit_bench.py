@@ -107,7 +107,7 @@ class Bench:
         label = f"{evaluator} ({said})" if said else evaluator
         label = label if eps is None else f"{label}, {threat}"
         if label not in self._known:
-            self._known[label] = self.attacked(label, registry.create("evaluators", evaluator, options), threat)
+            self._known[label] = self.attacked(label, registry.build("evaluators", evaluator, options), threat)
         return self._known[label]
 
 

@@ -37,6 +37,10 @@ class PluginError(InputError):
     """A plugin is unknown, ambiguous or broken."""
 
 
+class UntrustedError(PluginError):
+    """A file names code that the user has not trusted; it was not imported."""
+
+
 class OptionError(InputError):
     """An option is unknown, of the wrong type or out of bounds."""
 

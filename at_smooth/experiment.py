@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -25,15 +26,17 @@ from at_smooth.exceptions import (
 from at_smooth.interfaces import Dataset, Teachers
 from at_smooth.lock import locked
 from at_smooth.network import build_network, network_from
+from at_smooth.observer import Observer
 from at_smooth.progress import Progress, Silent
 from at_smooth.ranks import Ranks
-from at_smooth.recipe import Recipe
+from at_smooth.recipe import Recipe, plugins_in
 from at_smooth.resume import refuse_another, restore, saved
 from at_smooth.run import Recorder, Run, refuse_taken
 from at_smooth.runtime import Runtime, deterministic_algorithms, limited_threads
 from at_smooth.stopping import Stopper
 from at_smooth.teachers import Kinship, PlannedTeachers, SelfTeachers
 from at_smooth.torchrun import losses_told, process_group
+from at_smooth.trust import remember, trust_code
 
 Weights = Literal["reported", "raw", "smoothed"]
 Which = Literal["final", "best"]
@@ -125,7 +128,7 @@ def _train(recipe: Recipe, path: Path, resume: bool, override: bool, progress: P
                 Stopper(recorder.save) as stopper,
                 losses_told(),
             ):
-                engine.fit(recorder, stopper, observer)
+                engine.fit(recorder, stopper, observer, *[_Trust(recipe, progress)] * ranks.first)
                 ranks.wait()
         except InputError:  # a teacher that does not fit, say: leave no run behind that nothing was trained in
             if ranks.first and not resume and not any(path.rglob("*.pt")):
@@ -137,6 +140,20 @@ def _train(recipe: Recipe, path: Path, resume: bool, override: bool, progress: P
                 error.complete = True
             raise
     return run
+
+
+class _Trust(Observer):
+    """Remembers, once training begins, that the user trusts the code that the recipe names."""
+
+    def __init__(self, recipe: Recipe, progress: Progress) -> None:
+        self._recipe = recipe
+        self._progress = progress
+
+    def started(self, engine: Engine) -> None:
+        """Training begins."""
+        problem = remember(plugins_in(self._recipe.to_dict()).values())
+        if problem:
+            self._progress.note(problem)
 
 
 def build_engine(recipe: Recipe, data: Data, runtime: Runtime, teachers: Teachers | None = None) -> Engine:
@@ -213,21 +230,26 @@ def free_path(recipe: Recipe) -> Path:
     return next(path for path in map(Path("runs").joinpath, numbered) if not path.exists())
 
 
-def load_model(source: Path | str, *, weights: Weights = "reported", checkpoint: Which = "final") -> nn.Module:
+def load_model(
+    source: Path | str, *, weights: Weights = "reported", checkpoint: Which = "final", trust: Iterable[str] = ()
+) -> nn.Module:
     """A trained model in eval mode, on the CPU: images (N, C, H, W) in [0, 1] to logits (N, K).
 
     Args:
         source: A run directory, or one of its checkpoint files (then ``checkpoint`` does not matter).
         weights: ``"raw"``, ``"smoothed"``, or ``"reported"``: the smoothed ones where there are any.
         checkpoint: The last epoch, or the best by validation.
+        trust: Code that the checkpoint may name, ``package.module:name`` each.
 
     Raises:
+        UntrustedError: The checkpoint names code that the user has not trusted.
         InputError: An argument is none of these.
         CheckpointError: The file is unreadable, does not fit, or has no such weights.
     """
     for name, value, choices in (("weights", weights, get_args(Weights)), ("checkpoint", checkpoint, get_args(Which))):
         if value not in choices:
             raise InputError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
+    trust_code(trust)
     return stored_weights(Path(source), weights, checkpoint).network()
 
 
@@ -242,7 +264,7 @@ class Stored(NamedTuple):
     def recipe(self) -> Recipe:
         """What they were trained with."""
         with checkpoint.fitting(self.path):
-            return Recipe(**self.content["recipe"])
+            return Recipe(self.path, **self.content["recipe"])
 
     @property
     def run(self) -> Run | None:
@@ -273,10 +295,16 @@ def stored_weights(source: Path, weights: Weights = "reported", which: Which = "
     return Stored(source, content, wanted)
 
 
-def load_data(source: Path | str) -> Data:
+def load_data(source: Path | str, *, trust: Iterable[str] = ()) -> Data:
     """The data of a run, split as it was; each part unpacks into ``(images, labels)``.
 
+    Args:
+        source: A run directory.
+        trust: Code that its recipe may name, ``package.module:name`` each.
+
     Raises:
+        UntrustedError: The recipe names code that the user has not trusted.
         DataError: The files are not where the run found them.
     """
+    trust_code(trust)
     return prepare_data(Run(source).recipe)

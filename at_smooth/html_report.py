@@ -15,7 +15,7 @@ from at_smooth import recovery, registry
 from at_smooth import report_sections as sections
 from at_smooth._version import __version__
 from at_smooth.checkpoint import write_atomically
-from at_smooth.exceptions import InputError, OptionError, RunError
+from at_smooth.exceptions import InputError, OptionError, RunError, UntrustedError
 from at_smooth.following import Progress, history_so_far
 from at_smooth.grouping import recorded
 from at_smooth.overfitting import drops_of
@@ -132,6 +132,8 @@ def picture_of(name: str, runs: Sequence[Run]) -> Picture:
         if len(drawn) > _LARGE:
             drawn, kind = as_png(study.figure, dpi=200), "png"
         width = round(_PIXELS * study.figure.get_figwidth())
+    except UntrustedError:
+        raise
     except Exception as error:  # a plugin's failure, whatever it is, costs its figure and not the report
         reason = str(error) or type(error).__name__
         return Picture(name, "", "", note=f"could not be drawn: {reason}")

@@ -81,7 +81,7 @@ def build_network(
         statistics: Mean and standard deviation by channel.
     """
     with fenced_randomness(recipe.seed, "weights"):
-        architecture = registry.create("models", recipe.model, recipe.model_options)
+        architecture = registry.build("models", recipe.model, recipe.model_options)
         try:
             network = architecture.build(shape, num_classes)
         except (MemoryError, OverflowError, RuntimeError) as error:

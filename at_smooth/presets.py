@@ -8,7 +8,7 @@ groups times its settings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -18,8 +18,9 @@ import yaml
 
 from at_smooth import registry
 from at_smooth.exceptions import InputError, PluginError, nearest
-from at_smooth.recipe import Recipe, merge, read_yaml
+from at_smooth.recipe import PLUGIN_FIELDS, Recipe, merge, plugins_in, read_yaml
 from at_smooth.style import STYLES
+from at_smooth.trust import trust_code
 
 Fields = dict[str, Any]
 
@@ -102,11 +103,14 @@ def recipe_from(source: str, changes: Mapping[str, Any]) -> Recipe:
         changes: Fields on top.
 
     Raises:
+        UntrustedError: A file names code that the user has not trusted.
         InputError: There is no such file, preset or row, or it is no recipe.
     """
     if Path(source).is_file() or source.endswith((".yaml", ".yml")):
         own = read_yaml(Path(source))
-        return Recipe(**resolve(layer(own, _content(own["based_on"])) if "based_on" in own else own, changes))
+        base = _content(own["based_on"]) if "based_on" in own else {}
+        trust_code([*plugins_in(changes).values(), *_plugins_of(base)])  # the user's, and those of what is installed
+        return Recipe(Path(source), **resolve(layer(own, base), changes))
     name, _, row_name = source.partition("/")
     content = _content(name)
     if "groups" not in content:
@@ -154,6 +158,15 @@ def layer(preset: Fields, base: Fields) -> Fields:
         below = merged.get(key)
         merged[key] = layer(value, below) if isinstance(value, dict) and isinstance(below, dict) else value
     return merged
+
+
+def _plugins_of(preset: Fields) -> Iterator[str]:
+    """The plugins that a preset names, those that depend on the data set among them."""
+    for field, value in preset.items():
+        if field in PLUGIN_FIELDS and isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            yield from _plugins_of(value)
 
 
 def _content(name: str) -> Fields:

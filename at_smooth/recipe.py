@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -16,6 +16,7 @@ from at_smooth.exceptions import InputError, OptionError, explain
 from at_smooth.interfaces import Dataset
 from at_smooth.settings import Settings
 from at_smooth.threat import Norm, Pixels, Threat, parse_pixels
+from at_smooth.trust import check, trust_code
 
 #: The choices that are plugins: field of the recipe, and kind of plugin.
 PLUGIN_FIELDS = {
@@ -42,8 +43,14 @@ class Recipe(Settings):
     """One experiment. What is not said comes from the data set's own recipe, then from the paper's protocol.
 
     Once made, every field and every option of every plugin has its value, so that ``recipe.yaml`` is the whole truth.
+    Code named in the fields, ``package.module:name``, is trusted and imported, unless they come out of a file.
+
+    Args:
+        file: The file that the fields were read from; None where the user gives them.
+        fields: The fields, by name.
 
     Raises:
+        UntrustedError: The file names code that the user has not trusted.
         PluginError: A plugin is unknown, ambiguous or broken.
         OptionError: A field or an option is unknown, of the wrong type or out of bounds.
     """
@@ -84,7 +91,11 @@ class Recipe(Settings):
         "anyhow",
     )
 
-    def __init__(self, **fields: Any) -> None:
+    def __init__(self, file: Path | None = None, /, **fields: Any) -> None:
+        if file is None:
+            trust_code(plugins_in(fields).values())
+        else:
+            check(plugins_in(fields), file)
         try:
             super().__init__(**_with_dataset_defaults(fields))
         except ValidationError as error:
@@ -105,7 +116,7 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _resolve_options(self) -> Recipe:
         for field, kind in PLUGIN_FIELDS.items():
-            plugin = registry.create(kind, getattr(self, field), getattr(self, f"{field}_options"))
+            plugin = registry.build(kind, getattr(self, field), getattr(self, f"{field}_options"))
             self.__dict__[f"{field}_options"] = plugin.options()
         self.__dict__["attack_options"] = self.attack_spec.options()
         self.plugin("method").attack(self.attack_spec)  # refuses an attack that it cannot train on
@@ -123,7 +134,7 @@ class Recipe(Settings):
 
     def plugin(self, field: str) -> Any:
         """The plugin that a field names, with its options."""
-        return registry.create(PLUGIN_FIELDS[field], getattr(self, field), getattr(self, f"{field}_options"))
+        return registry.build(PLUGIN_FIELDS[field], getattr(self, field), getattr(self, f"{field}_options"))
 
     def replacing(self, **changes: Any) -> Recipe:
         """The same recipe with some fields changed; a plugin newly named starts from its own defaults."""
@@ -147,17 +158,26 @@ class Recipe(Settings):
         return text
 
     @classmethod
-    def from_yaml(cls, path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
+    def from_yaml(cls, path: Path, changes: Mapping[str, Any] | None = None, *, trust: Iterable[str] = ()) -> Recipe:
         """Read a recipe; it may leave fields out.
 
         Args:
             path: The file.
             changes: Fields that override the file's.
+            trust: Code that the file may name, ``package.module:name`` each.
 
         Raises:
+            UntrustedError: The file names code that the user has not trusted.
             InputError: The file is missing or no recipe.
         """
-        return cls(**merge(read_yaml(path), changes or {}))
+        changes = changes or {}
+        trust_code([*trust, *plugins_in(changes).values()])
+        return cls(path, **merge(read_yaml(path), changes))
+
+
+def plugins_in(fields: Mapping[str, Any]) -> dict[str, str]:
+    """The plugins that fields of a recipe name, by field."""
+    return {field: name for field in PLUGIN_FIELDS if isinstance(name := fields.get(field), str)}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -243,6 +263,7 @@ def _with_dataset_defaults(fields: dict[str, Any]) -> dict[str, Any]:
         raise OptionError(f"recipe: dataset: give the name of a data set, not {name!r}")
     dataset = cast(type[Dataset], registry.load("datasets", name))
     defaults = dict(dataset.recipe)
+    trust_code(plugins_in(defaults).values())  # named by code, which is imported already
     norm = fields.get("norm", Recipe.model_fields["norm"].default)
     defaults["eps"] = dataset.radii.get(norm, 0) if isinstance(norm, str) else 0  # pydantic words the norm's refusal
     defaults["norm"] = norm

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import os
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from at_smooth.exceptions import PluginError, nearest
+from at_smooth.module_source import importable, source_of
+from at_smooth.trust import check, module_of, trust_code
 
 if TYPE_CHECKING:
     from at_smooth.interfaces import Plugin
@@ -44,12 +42,14 @@ class Entry:
         """Import the plugin's class.
 
         Raises:
+            UntrustedError: It is reached by ``package.module:name``, which the user has not trusted.
             PluginError: The import fails, or what is there is no plugin.
         """
         singular = _singular(self.kind)
+        check({singular: self.name}, "the recipe or an option")
         base = _interface(self.kind)
         try:
-            with _own_modules(":" in self.name):
+            with importable(module_of(self.name)) if ":" in self.name else nullcontext():
                 plugin = EntryPoint(self.name, self.target, f"at_smooth.{self.kind}").load()
         except Exception as error:  # whatever a third party's module raises is its own failure, not ours
             reason = f"fails to import: {type(error).__name__}: {error}"
@@ -101,7 +101,7 @@ def find(kind: str, name: str) -> Entry:
         PluginError: No plugin, or more than one, has that name.
     """
     if ":" in name:
-        return Entry(kind, name, name, "an importable module", _source_digest(name.partition(":")[0]))
+        return Entry(kind, name, name, "an importable module", _source_digest(module_of(name)))
     everything = entries(kind)
     matches = [entry for entry in everything if entry.name == name]
     if not matches:
@@ -121,41 +121,47 @@ def load(kind: str, name: str) -> type[Plugin]:
     return find(kind, name).load()
 
 
-def create(kind: str, name: str, options: Mapping[str, Any] | None = None) -> Any:
-    """Make a plugin from its name and its options.
+def build(kind: str, name: str, options: Mapping[str, Any] | None = None) -> Any:
+    """Make a plugin from its name and its options, wherever the name comes from.
 
     Raises:
+        UntrustedError: The name is ``package.module:name``, which the user has not trusted.
         PluginError: The plugin is unknown, ambiguous or broken.
         OptionError: An option is unknown, of the wrong type or out of bounds.
     """
     return load(kind, name).build_from(options or {}, subject=f"{_singular(kind)} {name}")
 
 
+def create(kind: str, name: str, options: Mapping[str, Any] | None = None, *, trusted: bool = True) -> Any:
+    """Make a plugin from its name and its options.
+
+    Args:
+        kind: As in ``regularizers``.
+        name: An installed plugin, or ``package.module:name``, which is imported.
+        options: Values by name, as text or typed.
+        trusted: Whether it is the user who names it. False for a name that may come out of a file, such as an option
+            of another plugin: then ``package.module:name`` is imported only if the user has trusted it otherwise.
+
+    Raises:
+        UntrustedError: It is not trusted.
+        PluginError: The plugin is unknown, ambiguous or broken.
+        OptionError: An option is unknown, of the wrong type or out of bounds.
+    """
+    if trusted:
+        trust_code([name])
+    return build(kind, name, options)
+
+
 def _singular(kind: str) -> str:
     return "analysis" if kind == "analyses" else kind[:-1]
 
 
-@contextmanager
-def _own_modules(wanted: bool) -> Iterator[None]:
-    """Let ``package.module:name`` reach modules in the working directory, as ``python -m`` does."""
-    if not wanted:
-        yield
-        return
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
-
-
 def _source_digest(module: str) -> str:
     """A digest of a module's source, which is all the version that it has; empty where there is none."""
+    source = source_of(module)
     try:
-        with _own_modules(True):
-            spec = find_spec(module)
-        return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:8] if spec and spec.origin else ""
-    except (ImportError, OSError, ValueError):
+        return hashlib.sha256(source.file.read_bytes()).hexdigest()[:8] if source else ""
+    except OSError:
         return ""  # loading it will say what is wrong
 
 

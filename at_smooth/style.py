@@ -54,6 +54,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _LINES = ("-", "--", "-.", ":")
 
 _RC: Any = {
+    "text.usetex": False,  # LaTeX reads files, and runs programs where it is set up so; labels come from files
     "font.family": "sans-serif",
     "font.size": 7.5,
     "axes.titlesize": 7.5,

@@ -58,7 +58,7 @@ def trained_surrogate(
     taught = Part(images, labels)
     data = Data(taught, Part(images[:2], labels[:2]), Part(images[:0], labels[:0]), num_classes, seed=seed)
     with fenced_randomness(seed, "surrogate"):
-        network = registry.create("models", architecture).build(data.shape, num_classes)
+        network = registry.build("models", architecture).build(data.shape, num_classes)
     student = nn.Sequential(OrderedDict(normalize=Normalize(*data.pixel_statistics()), network=network))
     epochs = max(2, round(_STEPS * 64 / taught.n))
     settings = Settings(epochs=epochs, batch_size=64, lr=0.05, seed=seed, eval_steps=0, test_every=0,

@@ -19,8 +19,9 @@ from at_smooth._version import __version__
 from at_smooth.attacks import AttackSpec
 from at_smooth.exceptions import CheckpointError, StorageError
 from at_smooth.network import network_from
-from at_smooth.recipe import CIRCUMSTANCES, Recipe
+from at_smooth.recipe import CIRCUMSTANCES, Recipe, plugins_in
 from at_smooth.runtime import Runtime
+from at_smooth.trust import check
 from at_smooth.versions import plugin_versions
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class TrainedOnTheSpot:
             teacher = Engine(
                 model,
                 student.data,
-                method=registry.create("methods", method),
+                method=registry.build("methods", method),
                 attack=_changed(student.wanted_attack, changes),
                 settings=student.settings.model_copy(update={"test_every": 0}),
                 runtime=student.runtime,
@@ -192,9 +193,7 @@ class SelfTeachers:
         if path is None:
             self._find_or_train(name, teacher_recipe(self._kinship.recipe, method, **changes))
         content = self._runtime.ranks.by_first(lambda: self._content(name, path, own))
-        with checkpoint.fitting(own):
-            recipe = Recipe(**content["recipe"])
-        network = network_from(content, recipe, _weights(content, own), own)
+        network = network_from(content, self._kinship.recipe, _weights(content, own), own)
         return self._runtime.teacher(network)
 
     def _content(self, name: str, path: Path | None, own: Path) -> dict[str, Any]:
@@ -249,6 +248,7 @@ class SelfTeachers:
 def teacher_recipe(recipe: Recipe, method: str, **changes: Any) -> Recipe:
     """The student's recipe with another method, no smoothing and no look at the test set."""
     neutral = {field: Recipe.model_fields[field].default for field in ("regularizer", "smoother")}
+    check(plugins_in({**changes, "method": method}), f"the regularizer {recipe.regularizer}")
     return recipe.replacing(**neutral, method=method, test_every=0, keep_checkpoints=0, **changes)
 
 

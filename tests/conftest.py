@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from at_smooth import Data, Images, Observer, Part, Recipe, Threat, train
+from at_smooth import Data, Images, Observer, Part, Recipe, Threat, train, trust
 from at_smooth.progress import Silent
 
 TINY = {
@@ -28,6 +29,20 @@ TINY = {
     "test_every": 1,
     "device": "cpu",
 }
+
+
+#: No test, nor any process that it starts, sees or changes what the user trusts.
+_STATE = tempfile.TemporaryDirectory(prefix="at-smooth-state-")
+os.environ["AT_SMOOTH_STATE"] = _STATE.name
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path_factory, monkeypatch):
+    """What is trusted, of the test's own: the file, and what the process has named."""
+    path = tmp_path_factory.mktemp("state")
+    monkeypatch.setenv("AT_SMOOTH_STATE", str(path))
+    monkeypatch.setattr(trust, "_named", set())
+    return path
 
 
 @pytest.fixture(autouse=True, scope="session")

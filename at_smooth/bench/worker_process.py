@@ -39,6 +39,7 @@ class Worker:
             stderr=self._errors,
             text=True,
             start_new_session=True,
+            env={**os.environ, "PYTHONSAFEPATH": "1"},  # modules of the working directory take no library's place
         )
         self._task = {"contender": contender, "variant": asdict(variant), "workload": workload.to_dict()}
 

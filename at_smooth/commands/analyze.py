@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from at_smooth.commands.interruptible import interruptible
-from at_smooth.commands.options import pairs_of
+from at_smooth.commands.options import pairs_of, trust_option
 
 
 @click.command()
@@ -25,6 +25,7 @@ from at_smooth.commands.options import pairs_of
 @click.option("--seed", type=int, help="Decides every random draw. [default: 0]")
 @click.option("--device", help="auto, cpu, cuda, cuda:1, ... [default: auto]")
 @click.option("--width", type=click.Choice(["column", "double"]), help="Of the figure. [default: the analysis' own]")
+@trust_option
 def analyze(name: str | None, runs: tuple[Path, ...], out: Path | None, options: tuple[str, ...], **given: Any) -> None:
     """Draw the analysis NAME of each RUN: a figure (PNG, SVG), and the numbers behind it (CSV).
 

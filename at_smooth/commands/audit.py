@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from at_smooth.commands.interruptible import interruptible
-from at_smooth.commands.options import CARRIES_ON, json_option, pairs_of, subject_options, wanted_from
+from at_smooth.commands.options import CARRIES_ON, json_option, pairs_of, subject_options, trust_option, wanted_from
 
 
 @click.command()
@@ -16,6 +16,7 @@ from at_smooth.commands.options import CARRIES_ON, json_option, pairs_of, subjec
 @click.option("--set", "limits", metavar="KEY=VALUE", multiple=True,
               help="A limit or a setting of the checks, such as gain=10 (see docs/evaluation.md).")  # fmt: skip
 @subject_options
+@trust_option
 @json_option
 def audit(
     source: str,

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from at_smooth.commands.options import trust_option
+
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
@@ -27,6 +29,7 @@ import click
     help="Images from which the average's BatchNorm statistics are taken.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="File to write. [default: RUN/checkpoints/average-....pt]")
+@trust_option
 def average(run: Path, first: int, every: int, last: int | None, bn: str, out: Path | None) -> None:  # fmt: skip
     """Average the snapshots that RUN kept (SWA), measure the average and save it.
 

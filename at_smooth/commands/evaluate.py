@@ -15,6 +15,7 @@ from at_smooth.commands.options import (
     json_option,
     labels_of,
     subject_options,
+    trust_option,
     wanted_from,
 )
 
@@ -23,6 +24,7 @@ from at_smooth.commands.options import (
 @click.argument("source", metavar="RUN|CHECKPOINT|MODULE:FUNCTION")
 @evaluator_options
 @subject_options
+@trust_option
 @json_option
 def evaluate(
     source: str,

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from at_smooth.commands.options import weights_options
+from at_smooth.commands.options import trust_option, weights_options
 
 
 @click.command()
@@ -27,6 +27,7 @@ from at_smooth.commands.options import weights_options
 @click.option("--venue", help="For the card: where it appeared, such as 'ICLR 2021'.")
 @click.option("--paper", "link", help="For the card: its address.")
 @click.option("--extra-data", is_flag=True, help="For the card: training used data beside the data set's own.")
+@trust_option
 def export(source: Path, style: str, out: Path | None, weights: Any, checkpoint: Any, **publication: Any) -> None:
     """Write a trained model to a folder that loads without at-smooth.
 

@@ -71,6 +71,26 @@ json_option = click.option(
 )
 
 
+def _trust(context: click.Context, parameter: click.Parameter, names: tuple[str, ...]) -> None:
+    from at_smooth.trust import module_of, trust_code
+
+    for name in names:
+        module_of(name)
+    trust_code(names)
+
+
+#: On every command that imports code which a run, a checkpoint or a recipe names.
+trust_option = click.option(
+    "--trust",
+    metavar="MODULE:NAME",
+    multiple=True,
+    expose_value=False,
+    callback=_trust,
+    help="Import this code if a run, a checkpoint or a recipe file names it; what you have trained with here is "
+    "trusted. See docs/security.md.",
+)
+
+
 #: What an interrupted evaluation says.
 CARRIES_ON = "the same command carries on from the last finished batch"
 

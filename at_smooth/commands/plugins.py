@@ -22,7 +22,9 @@ def plugins(kind: str | None, name: str | None) -> None:
     console = Console()
     if kind and name:
         from at_smooth.printing import print_plugin
+        from at_smooth.trust import trust_code
 
+        trust_code([name])
         print_plugin(console, registry.find(kind, name))
         return
     table = Table(title="plugins", box=SIMPLE_HEAD, title_justify="left", title_style="bold")

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from at_smooth.commands.interruptible import interruptible
+from at_smooth.commands.options import trust_option
 
 
 @click.command()
@@ -15,6 +16,7 @@ from at_smooth.commands.interruptible import interruptible
               "in the working directory where there are several]")  # fmt: skip
 @click.option("--figures", default="curves", show_default=True, metavar="NAME,NAME,...",
               help="Analyses to draw (see 'at-smooth plugins analyses'); none for none.")  # fmt: skip
+@trust_option
 def report(runs: tuple[Path, ...], out: Path | None, figures: str) -> None:
     """Write a report on RUNS, finished or not: one HTML file that needs no network.
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from at_smooth.commands.interruptible import interruptible
+from at_smooth.commands.options import trust_option
 from at_smooth.commands.recipe_options import changes_from
 
 
@@ -24,6 +25,7 @@ from at_smooth.commands.recipe_options import changes_from
 @click.option("--compile/--no-compile", default=None, help="Compile the models.")
 @click.option("--override", is_flag=True, help="Carry on with runs on another device, by other versions and such.")
 @click.option("--set", "others", metavar="KEY=VALUE", multiple=True, help="Any other field, in every run.")
+@trust_option
 def reproduce(
     table: str | None, out: Path | None, dry_run: bool, preset: str | None, rehearse: bool, override: bool, **given: Any
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from at_smooth.commands.interruptible import interruptible
+from at_smooth.commands.options import trust_option
 from at_smooth.commands.recipe_options import changes_from, recipe_options
 from at_smooth.exceptions import DivergedError, InputError
 
@@ -21,6 +22,7 @@ from at_smooth.exceptions import DivergedError, InputError
 @click.option("--resume", is_flag=True, help="Continue the run in --out exactly where it was saved last.")
 @click.option("--override", is_flag=True, help="Resume on another device, by other versions and such.")
 @click.option("--dry-run", is_flag=True, help="Train nothing: print the resolved recipe, parameters and device.")
+@trust_option
 def train(out: Path | None, resume: bool, override: bool, dry_run: bool, **given: Any) -> None:
     """Train a robust model, its self-teachers first where it needs them."""
     changes = changes_from(given)
@@ -35,10 +37,11 @@ def train(out: Path | None, resume: bool, override: bool, dry_run: bool, **given
     from at_smooth.presets import recipe_from
     from at_smooth.printing import headline, plan
     from at_smooth.progress import Terminal
-    from at_smooth.recipe import Recipe
+    from at_smooth.recipe import Recipe, plugins_in
     from at_smooth.report import rich_table, summary_rows
     from at_smooth.run import refuse_taken
     from at_smooth.torchrun import process_group
+    from at_smooth.trust import trust_code
 
     def chosen() -> Recipe:
         source = given["recipe_name"]
@@ -62,6 +65,7 @@ def train(out: Path | None, resume: bool, override: bool, dry_run: bool, **given
 
     with process_group() as ranks:
         recipe = ranks.by_first(chosen)
+        trust_code(plugins_in(recipe.to_dict()).values())  # the first rank has decided for all
         console = Console(quiet=not ranks.first)
         if dry_run:
             console.out(plan(recipe), highlight=False)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from at_smooth.commands.interruptible import interruptible
-from at_smooth.commands.options import json_option, pairs_of, subject_options, wanted_from
+from at_smooth.commands.options import json_option, pairs_of, subject_options, trust_option, wanted_from
 
 
 @click.command()
@@ -17,6 +17,7 @@ from at_smooth.commands.options import json_option, pairs_of, subject_options, w
 @click.option("-A", "attack_options", metavar="KEY=VALUE", multiple=True, help="Option of the attack. [default: "
               "steps=20 for pgd]")  # fmt: skip
 @subject_options
+@trust_option
 @json_option
 def transfer(
     runs: tuple[str, ...],

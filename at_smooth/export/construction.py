@@ -6,9 +6,10 @@ import dataclasses
 import enum
 import functools
 import inspect
+import keyword
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -92,11 +93,11 @@ def render(value: Any, definitions: Definitions, calls: dict[int, _Call] | None 
     if isinstance(value, functools.partial):
         definitions.bring("partial", "functools.partial", "from functools import partial")
         arguments = [inner(value.func), *map(inner, value.args)]
-        return _call("partial", arguments + [f"{key}={inner(part)}" for key, part in value.keywords.items()])
+        return _call("partial", arguments + named_arguments(value.keywords, inner))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = [field.name for field in dataclasses.fields(value) if field.init]
         name = definitions.name_of(type(value))
-        return _call(name, [f"{field}={inner(getattr(value, field))}" for field in fields])
+        return _call(name, named_arguments({field: getattr(value, field) for field in fields}, inner))
     if isinstance(value, type) or inspect.isroutine(value):
         return definitions.name_of(value)
     raise UnwritableError(f"its constructor takes {type(value).__name__}, which cannot be written as code")
@@ -113,7 +114,20 @@ def _render_module(module: nn.Module, definitions: Definitions, calls: dict[int,
         raise UnwritableError(f"it was not seen how {name} was made")
     positional, named = calls[id(module)]
     arguments = [render(value, definitions, calls) for value in positional]
-    return _call(name, arguments + [f"{key}={render(value, definitions, calls)}" for key, value in named.items()])
+    return _call(name, arguments + named_arguments(named, lambda value: render(value, definitions, calls)))
+
+
+def named_arguments(arguments: Mapping[str, Any], write: Callable[[Any], str]) -> list[str]:
+    """Arguments by name, as they stand in a call.
+
+    Raises:
+        UnwritableError: A name is none that can be written so. Options in a file may be named as they like, and what is
+            written is run.
+    """
+    for name in arguments:
+        if not name.isidentifier() or keyword.iskeyword(name):
+            raise UnwritableError(f"an argument is named {name!r}, which cannot be written as code")
+    return [f"{name}={write(value)}" for name, value in arguments.items()]
 
 
 def _call(name: str, arguments: list[str], brackets: str = "()") -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from at_smooth import registry
 from at_smooth.exceptions import ExportError
-from at_smooth.export.construction import Construction, render
+from at_smooth.export.construction import Construction, named_arguments, render
 from at_smooth.export.definitions import Definitions, UnwritableError
 from at_smooth.export.trained import Trained
 from at_smooth.factory import Factory
@@ -103,13 +103,13 @@ class _Written:
 def _attempts(trained: Trained) -> Iterator[Callable[[], _Written]]:
     """Ways to write the network: the call of the function that makes it, or that of its constructor."""
     recipe = trained.recipe
-    architecture: Architecture = registry.create("models", recipe.model, recipe.model_options)
+    architecture: Architecture = registry.build("models", recipe.model, recipe.model_options)
     if isinstance(architecture, Factory):
         function, arguments = architecture.call(trained.shape, trained.num_classes)
 
         def by_function() -> _Written:
             definitions = _definitions(function.__module__)
-            named = [f"{name}={render(value, definitions)}" for name, value in arguments.items()]
+            named = named_arguments(arguments, lambda value: render(value, definitions))
             return _fill_in(trained, f"{definitions.name_of(function)}({', '.join(named)})", definitions)
 
         yield by_function

@@ -42,12 +42,12 @@ class Trained:
     @cached_property
     def recipe(self) -> Recipe:
         """What it was trained with."""
-        return Recipe(**self.content["recipe"])
+        return Recipe(self.path, **self.content["recipe"])
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
-        channels, height, width = self.content["shape"]
+        channels, height, width = map(int, self.content["shape"])
         return channels, height, width
 
     @property

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from at_smooth import InputError, Run, Study
 from at_smooth.analysis import Setting
+from at_smooth.grouping import recorded
+from at_smooth.overfitting import drops_of
 from at_smooth.style import legend_above, new_figure, styles_of
 from at_smooth_plugins.analyses.common import Drawing, Summary, draw_band
 
@@ -92,5 +94,5 @@ def _measured(run: Run, part: str) -> bool:
 
 def _common_decays(settings: list[Setting]) -> list[int]:
     """When the learning rate drops, where that is the same in all."""
-    decays = [run.recipe.decays() for setting in settings for run in setting.runs]
+    decays = [drops_of(recorded(run)) for setting in settings for run in setting.runs]
     return decays[0] if all(each == decays[0] for each in decays) else []
