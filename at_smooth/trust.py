@@ -131,7 +131,10 @@ def _is_trusted(code: Code) -> bool:
 def _known_elsewhere(code: Code) -> str:
     """What a message adds where the name is trusted, but of another file."""
     files = sorted(known.file for known in _named | _remembered()[0] if known.name == code.name and known.file)
-    return f" You have trusted the {code.name} of {' and '.join(files)}; here it is {code.file}." if files else ""
+    if not files:
+        return ""
+    here = f"here it is that of {code.file}" if code.file else "there is no such module here; run this in its folder"
+    return f" You have trusted {code.name} of {' and '.join(files)}; {here}."
 
 
 def _remembered() -> tuple[set[Code], str | None]:
