@@ -346,3 +346,13 @@ def test_what_cannot_be_timed_is_refused(options, words):
     result = CliRunner().invoke(cli, ["bench", *options])
     assert result.exit_code == 2
     assert words in result.output
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 always has the working directory on its path")
+def test_a_worker_imports_nothing_from_the_working_directory(work, tmp_path, monkeypatch):
+    for library in ("torch", "numpy", "json"):
+        (tmp_path / f"{library}.py").write_text("raise RuntimeError('of the working directory')")
+    monkeypatch.chdir(tmp_path)
+    with Worker("bare", Variant(), work()) as worker:
+        assert worker.begin() == {"ready": True}

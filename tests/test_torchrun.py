@@ -368,3 +368,28 @@ def test_they_end_where_something_failed_too(torchrun, tmp_path):
     script.write_text(FAILING)
     status, _, text = torchrun(2, script).end()
     assert status == 0, text
+
+
+@pytest.mark.slow
+def test_ranks_trust_what_the_first_trusts(torchrun, tmp_path, state):
+    (tmp_path / "netmod.py").write_text(
+        "from torch import nn\n"
+        "def make(shape, num_classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(shape[1] * shape[2], num_classes))\n"
+    )
+    (tmp_path / "recipe.yaml").write_text("model: netmod:make\n")
+    small = [*SMALL[:4], *SMALL[10:], "-A", "steps=1", "--regularizer", "kd-adv", "--epochs", 1]
+
+    def train(out, *arguments):
+        return start_training(torchrun, 2, "--out", tmp_path / out, *arguments).end()
+
+    status, lines, text = train("refused", "--recipe", tmp_path / "recipe.yaml", *small)
+    assert status != 0, text
+    assert ["--trust netmod:make" in line for line in lines] == [True], text
+    status, _, text = train("run", "--recipe", tmp_path / "recipe.yaml", *small, "--trust", "netmod:make")
+    assert status == 0, text
+    assert (state / "trusted.jsonl").read_text().count("netmod") == 2  # the name and the file, once
+    (tmp_path / "run" / "summary.json").unlink()
+    status, _, text = train("run", "--resume")
+    assert status == 0, text
+    assert Run(tmp_path / "run").finished

@@ -47,7 +47,7 @@ class Trained:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
-        channels, height, width = map(int, self.content["shape"])
+        channels, height, width = self.content["shape"]
         return channels, height, width
 
     @property
