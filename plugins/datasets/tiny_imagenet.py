@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 
 from at_smooth import DataError, Dataset, Images, Size
-from at_smooth_plugins.datasets.image_files import image_files, read_images
+from at_smooth_plugins.datasets.image_files import hidden, image_files, read_images
 
 _LAYOUT = (
     "Unpack tiny-imagenet-200.zip and give --data-dir the folder tiny-imagenet-200, which holds "
@@ -41,8 +41,8 @@ class TinyImageNet(Dataset):
         for path in (root / "train", root / "val" / "images", annotations):
             if not path.exists():
                 raise DataError(f"tiny-imagenet: there is no {path}. {_LAYOUT}")
-        wnids = sorted(path.name for path in (root / "train").iterdir() if path.is_dir())
-        train = [(file, label) for label, wnid in enumerate(wnids) for file in image_files(root / "train" / wnid)]
+        wnids = sorted(path.name for path in (root / "train").iterdir() if path.is_dir() and not hidden(path.name))
+        train = [(file, label) for label, wnid in enumerate(wnids) for file in image_files(root / "train" / wnid).files]
         test = _annotated(annotations, wnids)
         images = read_images([file for file, _ in [*train, *test]], channels=3, size=None)
         labels = torch.tensor([label for _, label in [*train, *test]])
@@ -53,12 +53,15 @@ class TinyImageNet(Dataset):
 def _annotated(annotations: Path, wnids: list[str]) -> list[tuple[Path, int]]:
     number = {wnid: label for label, wnid in enumerate(wnids)}
     examples = []
-    for line_number, line in enumerate(annotations.read_text(encoding="utf-8").splitlines(), start=1):
+    text = annotations.read_text(encoding="utf-8", errors="replace")
+    for line_number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         name, *rest = line.split("\t")
         if not rest or rest[0] not in number:
             raise DataError(f"{annotations}, line {line_number}: '{line}' names no class of train/. {_LAYOUT}")
+        if not (annotations.parent / "images" / name).is_file():
+            raise DataError(f"{annotations}, line {line_number}: there is no file images/{name}. {_LAYOUT}")
         examples.append((annotations.parent / "images" / name, number[rest[0]]))
     if not examples:
         raise DataError(f"{annotations} is empty. {_LAYOUT}")

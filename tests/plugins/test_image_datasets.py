@@ -1,10 +1,12 @@
 """Miniature data sets, each in the format in which the true one is published."""
 
 import hashlib
+import os
 import pickle
 import struct
 import tarfile
 import urllib.request
+import warnings
 import zlib
 from typing import ClassVar
 from urllib.error import URLError
@@ -16,7 +18,7 @@ import torchvision
 from PIL import Image
 from scipy.io import savemat
 
-from at_smooth import Data, DataError, OptionError, Recipe, create, train
+from at_smooth import AtSmoothWarning, Data, DataError, OptionError, Recipe, create, train
 
 DOWNLOADED = ["cifar10", "cifar100", "svhn", "stl10"]
 FILES = {
@@ -376,10 +378,72 @@ def test_a_folder_is_read_exactly(tree, test, suffix):
     assert images.num_classes == 3
 
 
-def test_test_comes_before_val(tree):
+def test_val_beside_test_is_validated_on(tree):
     made = tree("test")
-    save(made.root / "val" / "cat" / "0.png", np.zeros((3, 9, 7), np.uint8))
+    picture = np.full((3, 9, 7), 9, np.uint8)
+    for name in ("a", "b"):
+        save(made.root / "val" / "dog" / f"{name}.png", picture)
+    images = create("datasets", "folder").load(made.root)
+    assert_same(images, made.parts)
+    assert np.array_equal(images.val, [picture, picture])
+    assert images.val_labels.tolist() == [1, 1]
+    with pytest.warns(AtSmoothWarning, match="the data set's own 2 images"):
+        assert Data.split(images).train.n == 16
+
+
+def test_val_without_test_is_the_test_set_and_that_is_said(tree):
+    made = tree("val")
+    with pytest.warns(AtSmoothWarning, match="val is the test set, since there is no test/"):
+        assert_same(create("datasets", "folder").load(made.root), made.parts)
+
+
+@pytest.mark.parametrize(
+    ("train_name", "test_name"), [("Train", "Test"), ("training", "VALID"), ("TRAIN", "validation")]
+)
+def test_parts_may_have_their_other_names(tree, train_name, test_name):
+    made = tree()
+    (made.root / "train").rename(made.root / "aside")  # on file systems without upper and lower case
+    (made.root / "aside").rename(made.root / train_name)
+    (made.root / "test").rename(made.root / "aside")
+    (made.root / "aside").rename(made.root / test_name)
     assert_same(create("datasets", "folder").load(made.root), made.parts)
+
+
+def test_two_folders_for_one_part_are_refused(tree):
+    made = tree()
+    save(made.root / "training" / "cat" / "0.png", np.zeros((3, 9, 7), np.uint8))
+    with pytest.raises(DataError, match=r"holds train/ and training/: leave one of them"):
+        create("datasets", "folder").load(made.root)
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_a_test_set_may_be_drawn_from_each_class_and_that_is_said(tree, tmp_path, flat):
+    made = tree()
+    root = made.root / "train" if flat else made.root
+    (made.root / "test").rename(tmp_path / "aside")
+    with pytest.raises(DataError, match=r"-D test_fraction=0\.2"):
+        create("datasets", "folder").load(root)
+    one, again = [], []
+    for drawn in (one, again):
+        with pytest.warns(AtSmoothWarning, match=r"0\.25 of each class, drawn by a fixed seed, is the test set \(4 im"):
+            drawn.append(create("datasets", "folder", {"test_fraction": 0.25}).load(root))
+    images = one[0]
+    assert torch.equal(images.test, again[0].test)
+    assert images.train_labels.tolist() == [0] * 6 + [1] * 6
+    assert images.test_labels.tolist() == [0] * 2 + [1] * 2
+    (x, y), _ = made.parts
+    everything = torch.cat([images.train, images.test]), torch.cat([images.train_labels, images.test_labels])
+    found = {image.numpy().tobytes(): int(label) for image, label in zip(*everything, strict=True)}
+    assert found == {image.tobytes(): label for image, label in zip(x, y, strict=True)}
+
+
+def test_a_share_that_cannot_be_drawn_is_refused(tree):
+    made = tree()
+    with pytest.raises(DataError, match=r"test is the test set: leave -D test_fraction out"):
+        create("datasets", "folder", {"test_fraction": 0.2}).load(made.root)
+    save(made.root / "train" / "owl" / "0.png", np.zeros((3, 9, 7), np.uint8))
+    with pytest.raises(DataError, match=r"class owl has 1 images"):
+        create("datasets", "folder", {"test_fraction": 0.2}).load(made.root / "train")
 
 
 def test_images_may_lie_deeper_and_other_files_are_passed_over(tree):
@@ -391,6 +455,176 @@ def test_images_may_lie_deeper_and_other_files_are_passed_over(tree):
     (made.root / "train" / ".hidden").mkdir()
     (made.root / "train" / "README").write_text("nothing")
     assert_same(create("datasets", "folder").load(made.root), made.parts)
+
+
+def test_what_systems_leave_in_folders_is_no_image(tree):
+    made = tree()
+    picture = np.zeros((3, 9, 7), np.uint8)
+    for place in (".thumbnails/a.png", "deeper/.ipynb_checkpoints/a.png", "__MACOSX/a.png", ".a.png"):
+        save(made.root / "train" / "cat" / place, picture)
+    (made.root / "train" / "cat" / "._00.png").write_bytes(b"Mac OS X")
+    (made.root / "train" / "cat" / "Thumbs.db").write_bytes(b"")
+    save(made.root / "__MACOSX" / "train" / "cat" / "a.png", picture)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_same(create("datasets", "folder").load(made.root), made.parts)
+
+
+def test_what_is_left_out_is_counted(tree):
+    made = tree()
+    for name in ("a.heic", "b.HEIC", "c.npy", "Makefile"):
+        (made.root / "train" / "cat" / name).write_bytes(b"")
+    (made.root / "test" / "dog" / "d.heic").write_bytes(b"")
+    (made.root / "test" / "dog" / "broken.png").symlink_to("nowhere.png")
+    save(made.root / "train" / "loose.png", np.zeros((3, 9, 7), np.uint8))
+    with pytest.warns(AtSmoothWarning) as said:
+        assert_same(create("datasets", "folder").load(made.root), made.parts)
+    [text] = [str(each.message) for each in said]
+    assert "left out: 3 .heic, " in text
+    for words in ("1 .npy", "1 without a suffix", "1 images in train/ itself", "1 broken links or no regular files"):
+        assert words in text
+
+
+@pytest.mark.parametrize("suffix", ["jfif", "jpe", "tif", "JPEG", "webp", "gif", "pbm", "pnm"])
+def test_every_suffix_of_the_formats_is_taken(tree, suffix):
+    made = tree()
+    kind = {"jfif": "JPEG", "jpe": "JPEG", "pbm": "PPM", "pnm": "PPM"}.get(suffix)
+    Image.new("RGB", (7, 9)).save(made.root / "train" / "cat" / f"more.{suffix}", format=kind)
+    assert len(create("datasets", "folder").load(made.root).train) == 17
+
+
+def test_a_link_to_a_folder_is_followed_and_circles_are_not(tree):
+    made = tree()
+    cats = made.root / "train" / "cat"
+    cats.rename(made.root / "pool")
+    cats.mkdir()
+    (cats / "elsewhere").symlink_to("../../pool")
+    (cats / "up").symlink_to("..")
+    (made.root / "pool" / "round").symlink_to("../train/cat")
+    with pytest.warns(AtSmoothWarning, match="left out: 2 links to folders that are read anyway"):
+        assert_same(create("datasets", "folder").load(made.root), made.parts)
+
+
+def test_a_class_may_be_a_link(tree):
+    made = tree()
+    (made.root / "train" / "dog").rename(made.root / "dogs")
+    (made.root / "train" / "dog").symlink_to("../dogs")
+    assert_same(create("datasets", "folder").load(made.root), made.parts)
+
+
+def test_classes_in_digits_are_numbered_as_text_and_that_is_said(tree):
+    made = tree(classes=("1", "10", "2"))
+    with pytest.warns(AtSmoothWarning, match="numbered by their names as text: 10 comes before 2"):
+        assert_same(create("datasets", "folder").load(made.root), made.parts)
+
+
+def test_a_class_that_differs_by_its_case_is_named(tree):
+    made = tree()
+    (made.root / "test" / "cat").rename(made.root / "test" / "Cat")
+    with pytest.raises(DataError, match=r"have not: Cat\. Did you mean cat\?"):
+        create("datasets", "folder").load(made.root)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_images_are_turned_as_a_viewer_shows_them(tree, suffix, orientation):
+    made = tree()
+    shown = smooth(1, 9, 7)[0].transpose(1, 2, 0)
+    upside_down = np.rot90(shown, 2)
+    stored = {  # as a camera stores a picture that is to be shown so
+        1: shown,
+        2: np.fliplr(shown),
+        3: upside_down,
+        4: np.flipud(shown),
+        5: shown.swapaxes(0, 1),
+        6: np.rot90(shown),
+        7: upside_down.swapaxes(0, 1),
+        8: np.rot90(shown, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    (made.root / "train" / "cat" / "00.png").unlink()
+    lossless = {"jpg": {"quality": 100, "subsampling": 0}, "webp": {"lossless": True}}.get(suffix, {})
+    path = made.root / "train" / "cat" / f"00.{suffix}"
+    Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif, **lossless)
+    found = create("datasets", "folder").load(made.root).train[0].permute(1, 2, 0)
+    assert np.abs(found.numpy().astype(int) - shown).max() <= 4
+
+
+def test_of_several_frames_the_first_is_used_and_that_is_said(tree):
+    made = tree()
+    first, second = Image.new("RGB", (7, 9), "red"), Image.new("RGB", (7, 9), "blue")
+    (made.root / "train" / "cat" / "00.png").unlink()
+    first.save(made.root / "train" / "cat" / "00.gif", save_all=True, append_images=[second])
+    with pytest.warns(
+        AtSmoothWarning, match=r"1 files have several frames or pages, such as .*00\.gif; of each the first"
+    ):
+        image = create("datasets", "folder").load(made.root).train[0]
+    assert image.flatten(1).unique(dim=1).flatten().tolist() == [255, 0, 0]
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 7 9\n%%EndComments\nshowpage\n"
+
+
+def test_no_image_starts_a_program(tree, tmp_path, monkeypatch):
+    """EPS is what Pillow hands to Ghostscript, whatever the file's name; here it is one that leaves a trace."""
+    program, trace = tmp_path / "bin" / "gs", tmp_path / "trace"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {trace}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
+    made = tree()
+    path = made.root / "train" / "cat" / "00.png"
+    path.write_bytes(EPS)
+    with pytest.raises(OSError, match=r"Truncated|cannot|broken"), Image.open(path) as image:  # as Pillow would have it
+        image.load()
+    assert trace.exists()
+    trace.unlink()
+    with pytest.raises(DataError, match=f"{path} is no readable image"):
+        create("datasets", "folder").load(made.root)
+    assert not trace.exists()
+
+
+def header_of_png(width, height):
+    content = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + content
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(content)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+
+
+BOMBS = {
+    "png": header_of_png(9000, 9000) + b"\0\0\0\0IDAT" + struct.pack(">I", zlib.crc32(b"IDAT")),
+    "more.png": header_of_png(2**31 - 1, 2**31 - 1) + b"\0\0\0\0IDAT" + struct.pack(">I", zlib.crc32(b"IDAT")),
+    "gif": b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b",\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0;",
+    "frame.gif": b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0, 0, 0) + b",\0\0\0\0\xff\xff\xff\xff\0\x02\x02D\x01\0;",
+    "ppm": b"P6\n60000 60000\n255\n",
+    "bmp": b"BM"
+    + struct.pack("<IHHI", 54, 0, 0, 54)
+    + struct.pack("<IiiHHIIiiII", 40, 30000, 30000, 1, 24, 0, 0, 0, 0, 0, 0),
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_huge_images_are_refused_before_they_are_decoded(tree, kind, recwarn):
+    made = tree()
+    path = made.root / "train" / "cat" / f"00.{kind}"
+    path.write_bytes(BOMBS[kind])
+    with pytest.raises(DataError, match=rf"{path} is .*larger than 80,000,000 pixels\. Scale it down, or remove it"):
+        create("datasets", "folder").load(made.root)
+    assert not recwarn.list
+
+
+def test_a_tiff_that_says_it_is_huge_is_refused(tree):
+    made = tree()
+    path = made.root / "train" / "cat" / "00.tif"
+    Image.new("L", (7, 9)).save(path)
+    content = bytearray(path.read_bytes())
+    for tag in (256, 257):  # width and height, one long each
+        at = content.find(struct.pack("<HH", tag, 4))
+        content[at + 8 : at + 12] = struct.pack("<I", 60000)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"{path} is .*larger than 80,000,000 pixels"):
+        create("datasets", "folder").load(made.root)
 
 
 def test_all_grey_images_have_one_channel(tree):
@@ -438,8 +672,24 @@ def test_opaque_images_lose_their_alpha(tree, mode):
 def test_transparent_images_are_refused(tree, mode):
     made = tree()
     path = put(made, with_alpha(254).convert(mode))
-    with pytest.raises(DataError, match=f"{path} is transparent"):
+    with pytest.raises(DataError, match=f"{path} is transparent .*-D background=white"):
         create("datasets", "folder").load(made.root)
+
+
+@pytest.mark.parametrize(("background", "colour"), [("white", 255), ("black", 0), ("#306090", (48, 96, 144))])
+def test_transparent_images_may_be_put_on_a_background(tree, background, colour):
+    made = tree()
+    picture = with_alpha(0)
+    picture.putpixel((0, 0), (10, 20, 30, 255))
+    put(made, picture)
+    image = create("datasets", "folder", {"background": background}).load(made.root).train[0].permute(1, 2, 0)
+    assert image[0, 0].tolist() == [10, 20, 30]
+    assert (image.flatten(0, 1)[1:] == torch.tensor(colour)).all()
+
+
+def test_a_background_that_is_no_colour_is_refused():
+    with pytest.raises(OptionError, match=r"dataset folder: background: .*white"):
+        create("datasets", "folder", {"background": "pink"})
 
 
 def test_transparency_in_a_palette_is_seen(tree):
@@ -524,7 +774,7 @@ def test_a_test_class_that_training_lacks_is_named(tree):
     made = tree()
     (made.root / "test" / "owl").mkdir()
     save(made.root / "test" / "owl" / "0.png", np.zeros((3, 9, 7), np.uint8))
-    with pytest.raises(DataError, match=r"test has classes that .*train has not: owl"):
+    with pytest.raises(DataError, match=r"test has classes that the training images have not: owl\. Add"):
         create("datasets", "folder").load(made.root)
 
 
