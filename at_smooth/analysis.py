@@ -5,16 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from at_smooth import registry
-from at_smooth.checkpoint import write_atomically
-from at_smooth.exceptions import InputError
+from at_smooth.exceptions import InputError, StorageError, TakenError
+from at_smooth.files import create, usable_path
 from at_smooth.grouping import labels, recorded, setting
 from at_smooth.interfaces import Analysis, Study
 from at_smooth.run import Run
@@ -73,27 +75,40 @@ def analyze(
 
     Raises:
         InputError: The plugin, an option or a run does not fit, or a file is there already.
+        StorageError: A file cannot be written.
     """
     analysis: Analysis = registry.create("analyses", name, options)
     known = [run if isinstance(run, Run) else Run(run) for run in runs]
     stem = name.replace(":", ".")
     if out is None:
         folder = known[0].path / "analyses" if len(known) == 1 else Path("analyses")
-        stem = next(each for each in _numbered(stem) if not _taken(folder, each))
     else:
-        folder = Path(out)
-        for taken in _taken(folder, stem):
-            raise InputError(f"{taken} exists already. Choose another --out, or remove it.")
+        folder = usable_path(out)
+        _refuse_taken(folder, stem)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is no folder. Choose another --out.")
     study = analysis.study(known)
-    contents = _contents(stem, study)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for file, content in contents.items():
-            write_atomically(folder / file, content)
     except OSError as error:
-        raise InputError(f"cannot write into {folder} ({error.strerror}). Choose another --out.") from None
+        raise InputError(f"cannot create {folder}: {error.strerror}. Choose another --out.") from None
+    for each in [stem] if out is not None else _numbered(stem):
+        with suppress(TakenError) if out is None else nullcontext():
+            return _write(folder, each, study)
+    raise StorageError(f"no name is free in {folder}.")
+
+
+def _write(folder: Path, stem: str, study: Study) -> list[Path]:
+    """Write the files of a study; the first of them, which each study has, takes the stem for all.
+
+    Raises:
+        TakenError: The stem is taken.
+        StorageError: A file cannot be written.
+    """
+    _refuse_taken(folder, stem)
+    contents = _contents(stem, study)
+    for file, content in contents.items():
+        create(folder / file, content)
     return [folder / file for file in contents]
 
 
@@ -111,14 +126,23 @@ def _contents(stem: str, study: Study) -> dict[str, bytes]:
     return {
         f"{stem}.png": as_png(study.figure),
         f"{stem}.svg": as_svg(study.figure),
-        **{f"{names[table]}.csv": as_csv(rows).encode() for table, rows in study.tables.items()},
+        **{f"{names[table]}.csv": _encoded(rows) for table, rows in study.tables.items()},
     }
 
 
-def _taken(folder: Path, stem: str) -> list[Path]:
-    """What is there already of the files that an analysis may write."""
+def _encoded(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    return as_csv(rows).encode(errors="backslashreplace")  # a run's name may be no UTF-8
+
+
+def _refuse_taken(folder: Path, stem: str) -> None:
+    """Refuse a stem of which there is any file that an analysis may write.
+
+    Raises:
+        TakenError: There is.
+    """
     own = [folder / f"{stem}{ending}" for ending in (".png", ".svg", ".csv")]
-    return [path for path in own if path.exists()] or sorted(folder.glob(f"{stem}-[!0-9]*.csv"))
+    for taken in [path for path in own if os.path.lexists(path)] or sorted(folder.glob(f"{stem}-[!0-9]*.csv")):
+        raise TakenError(f"{taken} exists already. Choose another --out, or remove it.")
 
 
 def _numbered(stem: str) -> Iterable[str]:

@@ -16,6 +16,7 @@ from at_smooth.batchnorm import refresh_batchnorm
 from at_smooth.engine import Engine
 from at_smooth.exceptions import InputError, RunError
 from at_smooth.experiment import build_engine, prepare_data
+from at_smooth.files import refuse_taken_file
 from at_smooth.interfaces import Batch
 from at_smooth.run import Run
 from at_smooth.runtime import Runtime, deterministic_algorithms, fenced_randomness, limited_threads
@@ -68,8 +69,7 @@ def average_snapshots(
     run = Run(source)
     epochs = _epochs(run, first, every, last)
     path = Path(out) if out is not None else run.checkpoint(f"average-{first}-{epochs[-1]}-every-{every}-{bn}")
-    if path.exists():
-        raise InputError(f"{path} exists and is not written over. Choose another --out.")
+    refuse_taken_file(path)
     recipe = run.recipe
     with limited_threads(recipe.threads), deterministic_algorithms(recipe.deterministic):
         runtime = Runtime.choose(recipe.device, recipe.precision, fast_layers=recipe.fast_layers)
@@ -80,7 +80,7 @@ def average_snapshots(
         figures = {name: engine.accuracies(averaged.module, part) for name, part in parts.items() if part.n}
     identity = {name: content[name] for name in ("recipe", "fingerprint", "versions", "shape", "num_classes")}
     row = {"epoch": epochs[-1], "averaged": epochs, "batchnorm": bn}
-    checkpoint.save(path, {**identity, "smoothed": averaged.module.state_dict(), "row": row})
+    checkpoint.save(path, {**identity, "smoothed": averaged.module.state_dict(), "row": row}, new=True)
     return Average(path, epochs, figures)
 
 

@@ -1,107 +1,69 @@
-"""Files that are whole or not there: written aside, synced, replaced; read without running anything in them."""
+"""Checkpoints: tensors and plain values in a file, with a check sum of the content; read without running anything."""
 
 from __future__ import annotations
 
-import os
 import pickle
-import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
-from at_smooth.exceptions import AtSmoothError, CheckpointError, StorageError
-from at_smooth.interruption import uninterrupted
+from at_smooth.archive import check_entries, compare_check_sums, is_archive
+from at_smooth.digest import digest_of
+from at_smooth.exceptions import AtSmoothError, CheckpointError
+from at_smooth.files import creating, replacing
 
-#: Raised whenever the layout of checkpoints changes.
-FORMAT = 1
-
-#: Names of files that are being written, as a pattern.
-LEFTOVERS = ".*.[0-9]*.part"
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write in the place of another: a reader, or a crash at any moment, finds the old one or the new.
-
-    Raises:
-        StorageError: It cannot be written; the old one stands.
-    """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with uninterrupted(), storing(path):
-        try:
-            with aside.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
-        finally:
-            with suppress(OSError):
-                aside.unlink(missing_ok=True)
-        _sync_folder(path.parent)
+#: Raised whenever the layout of checkpoints changes. 2: a digest of the content.
+FORMAT = 2
 
 
-@contextmanager
-def storing(path: Path) -> Iterator[None]:
-    """Turn what the operating system says of a failed write into one message that names the file.
+def save(path: Path, content: dict[str, Any], new: bool = False) -> None:
+    """Write a checkpoint whole or not at all, with a digest of its content (:func:`at_smooth.digest.digest_of`).
+
+    Args:
+        path: The file.
+        content: Tensors and plain values.
+        new: Refuse a file that is there.
 
     Raises:
-        StorageError: The block failed to write.
+        CheckpointError: It holds something else, which could not be read again.
+        TakenError: The file was to be new and is there.
+        StorageError: The file cannot be written.
     """
+    content = {"format": FORMAT, **content}
     try:
-        yield
-    except (OSError, RuntimeError) as error:  # torch.save answers a failed write with a RuntimeError of its own
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError):
-            raise
-        raise StorageError(f"cannot write {path} ({cause.strerror or cause}).") from None
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process was writing in a folder that nobody else writes to."""
-    for aside in folder.glob(f"**/{LEFTOVERS}"):
-        with suppress(OSError):
-            aside.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a replaced file last through a power cut, where the system syncs folders."""
-    with suppress(OSError):
-        number = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    with replacing(path) as file:
-        file.write(content)
-
-
-def save(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint whole or not at all. ``content`` holds tensors and plain values only."""
-    with replacing(path) as file:
-        torch.save({"format": FORMAT, **content}, file)
+        digest = digest_of(content)
+    except TypeError as error:
+        raise CheckpointError(f"{path} is not written: {error}. A checkpoint holds nothing else.") from None
+    with creating(path) if new else replacing(path) as file:
+        torch.save({"digest": digest, **content}, file)
 
 
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint of at-smooth's onto the CPU.
 
     Raises:
-        CheckpointError: It is missing, truncated, no checkpoint of at-smooth's, or holds code (which is not run).
+        CheckpointError: It is missing, damaged, no checkpoint of at-smooth's, or holds code (which is not run).
     """
     content = read(path)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path} was not written by this version of at-smooth (format {FORMAT}).")
-    return content
+    written_as = content.get("format") if isinstance(content, dict) else None
+    if isinstance(content, dict) and written_as == FORMAT and "digest" in content:
+        return content
+    if isinstance(written_as, int) and 0 < written_as < FORMAT:
+        raise CheckpointError(
+            f"{path} was written by an older version of at-smooth, as a checkpoint of format {written_as} with no "
+            f"check sum of its content; this version reads format {FORMAT} alone. Train it again, or use that version."
+        )
+    raise CheckpointError(f"{path} was not written by this version of at-smooth (format {FORMAT}).")
 
 
 def read(path: Path, what: str = "checkpoint") -> Any:
     """Read tensors and plain values that ``torch.save`` wrote, onto the CPU.
+
+    Of a checkpoint of at-smooth's the digest of its content is compared; of other files the check sums of the archive,
+    of which there are none in files from before torch 1.6.
 
     Args:
         path: The file.
@@ -113,8 +75,14 @@ def read(path: Path, what: str = "checkpoint") -> Any:
     if not path.is_file():
         raise CheckpointError(f"there is no {what} at {path}.")
     try:
+        archived = is_archive(path)
+        if archived:
+            check_entries(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-        _check_sums(path)
+        if isinstance(content, dict) and {"format", "digest"} <= set(content):
+            _compare_digest(content)
+        elif archived:
+            compare_check_sums(path)
     except pickle.UnpicklingError:  # torch's own message advises to load it unsafely
         raise CheckpointError(
             f"{path} is no {what}, or holds more than tensors and plain values; it was not opened, "
@@ -126,14 +94,9 @@ def read(path: Path, what: str = "checkpoint") -> Any:
     return content
 
 
-def _check_sums(path: Path) -> None:
-    """Compare the archive's check sums, which torch writes and does not look at."""
-    if not zipfile.is_zipfile(path):  # the format of torch before 1.6
-        return
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-    if damaged:
-        raise ValueError(f"the check sum of {damaged} is wrong")
+def _compare_digest(content: Mapping[str, Any]) -> None:
+    if digest_of({name: value for name, value in content.items() if name != "digest"}) != content["digest"]:
+        raise ValueError("the check sum of its content is wrong")
 
 
 def refuse_other_kinds(own: Mapping[str, Any], kept: Mapping[str, Any]) -> None:

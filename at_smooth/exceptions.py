@@ -49,6 +49,14 @@ class DataError(InputError):
     """A data set is missing, unreadable or holds what it must not."""
 
 
+class FileError(InputError):
+    """A file cannot be read, or does not hold what it should."""
+
+
+class TakenError(InputError):
+    """Something is there already where a new file or folder was to be."""
+
+
 class CheckpointError(InputError):
     """A checkpoint is missing, unreadable or does not fit."""
 

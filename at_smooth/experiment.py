@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from torch import nn
 
 from at_smooth import checkpoint
-from at_smooth.checkpoint import remove_leftovers
 from at_smooth.data import Augmentation, Data
 from at_smooth.engine import Engine
 from at_smooth.exceptions import (
@@ -23,6 +22,7 @@ from at_smooth.exceptions import (
     RankLostError,
     StorageError,
 )
+from at_smooth.files import claimed_folder, remove_leftovers, usable_path
 from at_smooth.interfaces import Dataset, Teachers
 from at_smooth.lock import locked
 from at_smooth.network import build_network, network_from
@@ -77,9 +77,9 @@ def train(
         limited_threads(recipe.threads),
         deterministic_algorithms(recipe.deterministic),
     ):
-        path = ranks.by_first(lambda: Path(out) if out is not None else free_path(recipe))
         told = progress if progress and ranks.first else Silent()
-        return _train(recipe, path, resume, override, told, role="student")
+        with run_directory(recipe, out, ranks) as path:
+            return _train(recipe, path, resume, override, told, role="student")
 
 
 def _train(recipe: Recipe, path: Path, resume: bool, override: bool, progress: Progress, role: str) -> Run:
@@ -132,7 +132,7 @@ def _train(recipe: Recipe, path: Path, resume: bool, override: bool, progress: P
                 ranks.wait()
         except InputError:  # a teacher that does not fit, say: leave no run behind that nothing was trained in
             if ranks.first and not resume and not any(path.rglob("*.pt")):
-                shutil.rmtree(path)
+                run.discard()
             raise
         except (DivergedError, StorageError, RankLostError) as error:
             if not error.complete:  # a teacher's run has said it already
@@ -221,13 +221,28 @@ def _prepare_data_by_turns(recipe: Recipe, ranks: Ranks) -> Data:
     return data
 
 
-def free_path(recipe: Recipe) -> Path:
-    """A new path under ``runs/`` that names the main choices."""
+@contextmanager
+def run_directory(recipe: Recipe, out: Path | str | None, ranks: Ranks) -> Iterator[Path]:
+    """The directory of a new run: the one given, or one under ``runs/`` whose name says the main choices.
+
+    The latter is made here, for this training alone, and removed again if nothing is put into it. All ranks get the
+    first one's.
+
+    Raises:
+        StorageError: It cannot be made.
+    """
     neutral = {Recipe.model_fields[field].default for field in ("regularizer", "smoother")}
     choices = [recipe.dataset, recipe.method, recipe.regularizer, recipe.smoother]
     name = "-".join(choice.replace(":", ".") for choice in choices if choice not in neutral)
     numbered = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-    return next(path for path in map(Path("runs").joinpath, numbered) if not path.exists())
+    with ExitStack() as stack:
+
+        def chosen() -> Path:
+            if out is not None:
+                return usable_path(out)
+            return stack.enter_context(claimed_folder(map(Path("runs").joinpath, numbered)))
+
+        yield ranks.by_first(chosen)
 
 
 def load_model(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from at_smooth.exceptions import RunError
 from at_smooth.grouping import recorded
-from at_smooth.measuring import COLUMNS, Row
+from at_smooth.measuring import Row, rows_of
+from at_smooth.reading import text_of
 from at_smooth.run import Run
 
 
@@ -19,22 +18,13 @@ def history_so_far(run: Run) -> list[Row]:
     none yet.
 
     Raises:
-        RunError: The file is damaged otherwise.
+        FileError: The file is damaged otherwise.
     """
-    try:
-        text = (run.path / "metrics.csv").read_text(encoding="utf-8")
-    except FileNotFoundError:
+    path = run.path / "metrics.csv"
+    if not path.exists():
         return []
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"{run.path / 'metrics.csv'} cannot be read ({error}).") from None
-    whole = text[: text.rfind("\n") + 1]
-    try:
-        return [
-            {name: _number(row[name], name == "epoch") for name in COLUMNS}
-            for row in csv.DictReader(whole.splitlines())
-        ]
-    except (KeyError, ValueError, TypeError) as error:
-        raise RunError(f"{run.path / 'metrics.csv'} cannot be read ({error}).") from None
+    text = text_of(path)
+    return rows_of(path, text[: text.rfind("\n") + 1])
 
 
 @dataclass(frozen=True)
@@ -77,9 +67,3 @@ def teachers_of(run: Run) -> list[Run]:
 
 def _began(path: Path) -> tuple[float, str]:
     return (path / "recipe.yaml").stat().st_mtime, path.name
-
-
-def _number(text: str | None, whole: bool) -> float | int | None:
-    if not text:
-        return None
-    return int(text) if whole else float(text)

@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from at_smooth.exceptions import RunError
-from at_smooth.recipe import CIRCUMSTANCES, Recipe, read_yaml
+from at_smooth.reading import yaml_of
+from at_smooth.recipe import CIRCUMSTANCES, Recipe
+from at_smooth.records import RecordedRecipe
 from at_smooth.run import Run
 
 #: The two families of remedies against robust overfitting, and the choice that is none.
@@ -29,12 +30,9 @@ def recorded(run: Run) -> dict[str, Any]:
     """A run's recipe as it was written down, whether or not its plugins are installed here.
 
     Raises:
-        RunError: It is not the whole recipe that a run writes down.
+        FileError: It is not the whole recipe that a run writes down.
     """
-    recipe = read_yaml(run.path / "recipe.yaml")
-    for field in ("method", *REMEDIES, "dataset", "model", "epochs"):
-        if field not in recipe:
-            raise RunError(f"{run.path / 'recipe.yaml'} names no {field}; it is not the recipe of a run.")
+    recipe: dict[str, Any] = yaml_of(run.path / "recipe.yaml", RecordedRecipe)
     return recipe
 
 

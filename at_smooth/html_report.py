@@ -14,13 +14,13 @@ from typing import Any
 from at_smooth import recovery, registry
 from at_smooth import report_sections as sections
 from at_smooth._version import __version__
-from at_smooth.checkpoint import write_atomically
 from at_smooth.exceptions import InputError, OptionError, RunError, UntrustedError
+from at_smooth.files import create, create_first_free, refuse_taken_file
 from at_smooth.following import Progress, history_so_far
 from at_smooth.grouping import recorded
 from at_smooth.overfitting import drops_of
+from at_smooth.reading import text_of
 from at_smooth.report import draw_curves
-from at_smooth.results import refuse_taken_file
 from at_smooth.run import Run
 from at_smooth.style import as_png, as_svg
 from at_smooth.threat import Threat
@@ -72,15 +72,15 @@ def write_report(
     for run, place in zip(known, places, strict=True):
         if places.count(place) > 1:
             raise InputError(f"{run.path} is given twice; name each run once.")
-    if out is None:
-        folder = known[0].path if len(known) == 1 else Path()
-        out = next(path for path in _names(folder) if not path.exists())
-    path = Path(out)
-    refuse_taken_file(path)
+    refuse_taken_file(None if out is None else Path(out))
     for name in figures:
         registry.find("analyses", name)
-    write_atomically(path, render(known, figures).encode())
-    return path
+    content = render(known, figures).encode(errors="backslashreplace")  # a run's name may be no UTF-8
+    if out is None:
+        folder = known[0].path if len(known) == 1 else Path()
+        return create_first_free(_names(folder), content)
+    create(Path(out), content)
+    return Path(out)
 
 
 def render(runs: Sequence[Run], figures: Sequence[str] = ()) -> str:
@@ -161,7 +161,7 @@ def own_curves(run: Run) -> Picture:
 
 def _repeat(run: Run) -> dict[str, Any]:
     repeat, began = sections.commands(run)
-    recipe = (run.path / "recipe.yaml").read_text(encoding="utf-8")
+    recipe = text_of(run.path / "recipe.yaml")
     return {"run": run.path, "repeat": repeat, "began": began, "recipe": recipe}
 
 

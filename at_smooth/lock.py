@@ -17,14 +17,33 @@ NAME = ".lock"
 if sys.platform == "win32":
     import msvcrt
 
-    def _take(number: int) -> None:
+    def _lock(number: int) -> None:
         os.lseek(number, 1 << 20, os.SEEK_SET)  # behind what others read
         msvcrt.locking(number, msvcrt.LK_NBLCK, 1)
 else:
     import fcntl
 
-    def _take(number: int) -> None:
+    def _lock(number: int) -> None:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def take(number: int) -> None:
+    """Lock an open file until it is closed. Where the file system knows no locks nothing happens.
+
+    Args:
+        number: Its descriptor.
+
+    Raises:
+        BlockingIOError: Another process holds it.
+    """
+    try:
+        _lock(number)
+    except BlockingIOError:
+        raise
+    except PermissionError:
+        raise BlockingIOError from None  # so Windows has it
+    except OSError:
+        pass
 
 
 @contextmanager
@@ -61,15 +80,10 @@ def _open_locked(path: Path) -> int:
     for _ in range(1000):
         number = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            _take(number)
+            take(number)
         except BlockingIOError:
             os.close(number)
             raise
-        except PermissionError:
-            os.close(number)
-            raise BlockingIOError from None  # so Windows has it
-        except OSError:
-            return number  # no locks here
         if _is_still(path, number):
             with suppress(OSError):  # a full disk cannot say who holds it
                 os.ftruncate(number, 0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -12,6 +14,7 @@ from at_smooth.compilation import Compilation
 from at_smooth.data import Part
 from at_smooth.modes import kept_modes
 from at_smooth.ranks import Ranks
+from at_smooth.reading import Source, csv_of
 from at_smooth.runtime import full_float32
 
 #: One row of ``metrics.csv``: percent, None where not measured.
@@ -24,6 +27,36 @@ COLUMNS = [
     *("smoothed_val_sa", "smoothed_val_ra", "smoothed_test_sa", "smoothed_test_ra"),
     "seconds",
 ]
+
+
+def rows_of(path: Source, text: str) -> list[Row]:
+    """The rows of ``metrics.csv``, one an epoch from 1 on.
+
+    Args:
+        path: Where the text comes from, for messages.
+        text: The whole lines of the file.
+
+    Raises:
+        FileError: A row is damaged; the message names its line.
+    """
+    epochs = itertools.count(1)
+
+    def row(cells: Mapping[str, str]) -> Row:
+        if cells["epoch"] != str(epoch := next(epochs)):
+            raise ValueError(f"it is of epoch {cells['epoch'][:20]!r}, not {epoch}")
+        return {"epoch": epoch, **{name: _figure(name, cells[name]) for name in COLUMNS[1:]}}
+
+    return csv_of(path, text, row)
+
+
+def _figure(name: str, text: str) -> float | None:
+    """A figure of a row; blank where it was not measured, NaN where it diverged."""
+    if not text:
+        return None
+    value = float(text)
+    if math.isinf(value) or (name.endswith(("_sa", "_ra", "_acc")) and not (0 <= value <= 100 or math.isnan(value))):
+        raise ValueError(f"{name} is {text[:20]!r}")
+    return value
 
 
 def right_answers(

@@ -14,10 +14,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from at_smooth import registry
 from at_smooth.exceptions import InputError, PluginError, nearest
+from at_smooth.reading import yaml_of
 from at_smooth.recipe import PLUGIN_FIELDS, Recipe, merge, plugins_in, read_yaml
 from at_smooth.style import STYLES
 from at_smooth.trust import trust_code
@@ -174,10 +173,7 @@ def _content(name: str) -> Fields:
     if name not in files:
         known = ", ".join(files) or "none"
         raise InputError(f"there is no recipe file or preset '{name}'{nearest(name, files)}. Presets: {known}.")
-    try:
-        content = yaml.safe_load(files[name].read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PluginError(f"the recipe '{name}' is no YAML: {' '.join(str(error).split())}.") from None
+    content = yaml_of(files[name])
     if not isinstance(content, dict):
         raise PluginError(f"the recipe '{name}' should hold 'field: value' lines.")
     if "groups" not in content and "based_on" in content:

@@ -12,8 +12,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from at_smooth import registry
 from at_smooth.attacks import AttackSpec
 from at_smooth.data import Split
-from at_smooth.exceptions import InputError, OptionError, explain
+from at_smooth.exceptions import FileError, OptionError, explain
 from at_smooth.interfaces import Dataset
+from at_smooth.reading import yaml_of
 from at_smooth.settings import Settings
 from at_smooth.threat import Norm, Pixels, Threat, parse_pixels
 from at_smooth.trust import check, trust_code
@@ -184,16 +185,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The fields of a recipe file, not yet validated.
 
     Raises:
-        InputError: The file is missing, unreadable or no mapping.
+        FileError: The file is missing, unreadable or no mapping.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read the recipe {path}: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}.") from None
+    content = yaml_of(path)
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise InputError(f"{path} is no recipe: it should hold 'field: value' lines.")
+        raise FileError(f"{path} is no recipe: it should hold 'field: value' lines.")
     return content
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from at_smooth.checkpoint import write_atomically
 from at_smooth.confidence import accuracies_differ, differ_from_zero, means_differ, wilson
 from at_smooth.exceptions import InputError
+from at_smooth.files import write_atomically
 from at_smooth.grouping import labels, setting
 from at_smooth.measuring import Row
 from at_smooth.run import Run, Summary

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from at_smooth.exceptions import FileError
 from at_smooth.following import Progress, teachers_of
 from at_smooth.grouping import by_setting, recorded
 from at_smooth.report import HEADER, comparison_rows, format_table
@@ -17,7 +18,6 @@ from at_smooth.threat import Threat
 
 #: What of an environment is said elsewhere.
 _ELSEWHERE = ("command", "started", "seed")
-_FACTS = {"n", "threat", "checkpoint", "weights", "part", "dataset"}
 
 
 def overview(runs: Sequence[Run]) -> Table:
@@ -53,9 +53,10 @@ def results(runs: Sequence[Run]) -> Table | None:
 def evaluations(runs: Sequence[Run]) -> Table | None:
     """What ``at-smooth evaluate`` found; of several of the same, that on the most examples, then the newest."""
     rows: list[list[str]] = []
+    damaged: list[str] = []
     for run in runs:
         best: dict[tuple[Any, ...], dict[str, Any]] = {}
-        for content in _kept(run, "evaluation"):
+        for content in kept_in_run(run.path, "evaluation", _noting(damaged)):
             for evaluator in content["results"]:
                 known = best.get(key := (*_subject(content), evaluator))
                 if known is None or content["n"] >= known["n"]:
@@ -68,15 +69,17 @@ def evaluations(runs: Sequence[Run]) -> Table | None:
             model = f"{checkpoint}, {weights}"
             rows.append([str(run.path), model, threat, evaluator, accuracy, interval, f"{content['n']} {part}"])
     columns = ["run", "weights", "threat", "evaluator", "accuracy, %", "95 % interval", "examples"]
-    return Table("evaluations", columns, rows, words=(0, 1, 2, 3)) if rows else None
+    return Table("evaluations", columns, rows, damaged, words=(0, 1, 2, 3)) if rows or damaged else None
 
 
 def audits(runs: Sequence[Run]) -> Table | None:
     """What ``at-smooth audit`` found, the newest of each run and checkpoint; what is not sound is marked."""
     rows: list[list[str]] = []
+    damaged: list[str] = []
     marked = set()
     for run in runs:
-        newest = {_subject(content): content for content in _kept(run, "audit")}
+        kept = kept_in_run(run.path, "audit", _noting(damaged))
+        newest = {_subject(content): content for content in kept}
         for (checkpoint, weights, threat, _), content in sorted(newest.items()):
             for check, result in content["results"].items():
                 if not result["sound"]:
@@ -84,8 +87,10 @@ def audits(runs: Sequence[Run]) -> Table | None:
                 verdict = "sound" if result["sound"] else "NOT SOUND"
                 rows.append([str(run.path), f"{checkpoint}, {weights}", threat, check, verdict, result["found"]])
     columns = ["run", "weights", "threat", "check", "verdict", "what was found"]
-    return Table("audits for masked gradients", columns, rows, words=tuple(range(6)), marked=frozenset(marked)) \
-        if rows else None  # fmt: skip
+    if not rows and not damaged:
+        return None
+    words, title = tuple(range(6)), "audits for masked gradients"
+    return Table(title, columns, rows, damaged, words=words, marked=frozenset(marked))
 
 
 def recipes(runs: Sequence[Run]) -> tuple[Table | None, Table]:
@@ -138,9 +143,9 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if hours < 2 else f"{hours:.1f} h"
 
 
-def _kept(run: Run, kind: str) -> list[dict[str, Any]]:
-    """What a run keeps of a kind, without what lacks the facts that a report names."""
-    return [each for each in kept_in_run(run.path, kind) if set(each) >= _FACTS]
+def _noting(damaged: list[str]) -> Callable[[FileError], None]:
+    """Notes what is left out below a table."""
+    return lambda error: damaged.append(f"left out: {error}".removesuffix("."))
 
 
 def _subject(content: Mapping[str, Any]) -> tuple[str, str, str, str]:

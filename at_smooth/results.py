@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import BaseModel
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from at_smooth import records
 from at_smooth._version import __version__
-from at_smooth.checkpoint import write_atomically
-from at_smooth.exceptions import InputError, StorageError
+from at_smooth.exceptions import FileError, StorageError
+from at_smooth.files import create, create_first_free
+from at_smooth.reading import json_of
 from at_smooth.subject import Subject
 from at_smooth.threat import Threat
 
+Report = dict[str, Any]
+Kind = Literal["evaluation", "audit"]
 
-def report(subject: Subject, results: Mapping[str, Any], **circumstances: Any) -> dict[str, Any]:
+_SCHEMAS: dict[Kind, type[BaseModel]] = {"evaluation": records.Evaluation, "audit": records.Audit}
+
+
+def report(subject: Subject, results: Mapping[str, Any], **circumstances: Any) -> Report:
     """What ``--json`` writes, in plain types."""
     return {
         "n": subject.part.n,
@@ -33,52 +41,50 @@ def report(subject: Subject, results: Mapping[str, Any], **circumstances: Any) -
     }
 
 
-def refuse_taken_file(path: Path | None) -> None:
-    """Refuse a file that cannot be written, or that holds something, before anything costs time.
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a report whole, to a file that is new, or to a device or a FIFO.
 
     Raises:
-        InputError: It is so.
+        TakenError: The file is there by now.
+        StorageError: It cannot be written.
     """
-    if path is None:
-        return
-    if path.is_dir() or (path.exists() and path.stat().st_size):
-        raise InputError(f"{path} exists already. Choose another file, or remove it.")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"there is no folder {path.absolute().parent} to write {path.name} into.")
+    create(path, _json(content))
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a report whole."""
-    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def keep_in_run(run: Path, kind: str, content: Mapping[str, Any]) -> Path | None:
-    """Put a report among the run's own, under ``evaluations/``; nothing there is written over.
+def keep_in_run(run: Path, kind: Kind, content: Mapping[str, Any]) -> Path | None:
+    """Put a report among the run's own, under ``evaluations/``, by a name that nothing has.
 
     Returns:
         Where, or None where the run's folder cannot be written to.
     """
     moment = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+    folder = run / "evaluations"
     try:
-        (run / "evaluations").mkdir(exist_ok=True)
-        path = next(path for path in _names(run / "evaluations", f"{kind}-{moment}") if not path.exists())
-        write_json(path, content)
+        folder.mkdir(exist_ok=True)
+        return create_first_free((folder / f"{kind}-{moment}-{n:03d}.json" for n in itertools.count(1)), _json(content))
     except (OSError, StorageError):
         return None
-    return path
 
 
-def kept_in_run(run: Path, kind: str = "evaluation") -> list[dict[str, Any]]:
-    """The reports of a kind that a run keeps, oldest first; what cannot be read is left out."""
+def kept_in_run(run: Path, kind: Kind, left_out: Callable[[FileError], None] = lambda error: None) -> list[Report]:
+    """The reports of a kind that a run keeps, oldest first.
+
+    Args:
+        run: The run's folder.
+        kind: Which.
+        left_out: Told of each file that cannot be read, or does not hold such a report.
+    """
     reports = []
     for path in sorted((run / "evaluations").glob(f"{kind}-*.json"), key=lambda path: path.stem):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(content, dict) and isinstance(content.get("results"), dict):
-            reports.append(content)
+            reports.append(json_of(path, _SCHEMAS[kind]))
+        except FileError as error:
+            left_out(error)
     return reports
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
 
 
 def print_results(console: Console, content: Mapping[str, Any]) -> None:
@@ -166,7 +172,3 @@ def _value(value: Any) -> str:
     if isinstance(value, Mapping):
         return "(" + ", ".join(f"{name}: {_value(part)}" for name, part in value.items()) + ")"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _names(folder: Path, stem: str) -> Iterator[Path]:
-    return (folder / f"{stem}-{number:03d}.json" for number in itertools.count(1))

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import platform
+import shutil
 import statistics
 import sys
 import time
@@ -17,27 +18,23 @@ from typing import Any
 
 import torch
 
-from at_smooth import checkpoint
+from at_smooth import checkpoint, files, records
 from at_smooth._version import __version__
 from at_smooth.engine import Engine
-from at_smooth.exceptions import DivergedError, RunError
+from at_smooth.exceptions import DivergedError, FileError, RunError
 from at_smooth.lock import NAME as LOCK
-from at_smooth.measuring import COLUMNS, Row
+from at_smooth.measuring import COLUMNS, Row, rows_of
 from at_smooth.observer import Observer
 from at_smooth.ranks import Ranks
-from at_smooth.recipe import PLUGIN_FIELDS, Recipe
+from at_smooth.reading import json_of, text_of
+from at_smooth.recipe import Recipe
 from at_smooth.versions import installed, versions
 
 Summary = dict[str, Any]
 
 #: Where the best weights of each kind are.
 BEST = {"raw": "best", "smoothed": "best_smoothed"}
-_FIGURES = {
-    "best": ("epoch", "val_ra", "test_ra", "test_sa"),
-    "final": ("epoch", "test_ra", "test_sa", "last5_ra_mean", "last5_ra_sd"),
-    "diff": ("ra", "sa"),
-}
-_ACCURACIES = ("test_ra", "test_sa")
+_WRITTEN = ("recipe.yaml", "environment.json", "metrics.csv", "summary.json", "curves.png", "divergence.pt")
 _SAVE_EVERY = 15 * 60  # seconds of a long epoch that a kill may cost
 _PREFIX = {"raw": "", "smoothed": "smoothed_"}
 
@@ -54,7 +51,7 @@ class Run:
     """
 
     def __init__(self, path: Path | str, elsewhere: bool = False) -> None:
-        self.path = Path(path)
+        self.path = files.usable_path(path)
         if not elsewhere and not (self.path / "recipe.yaml").is_file():
             raise RunError(f"{self.path} is no run directory: it holds no recipe.yaml.")
 
@@ -64,14 +61,21 @@ class Run:
 
         Raises:
             RunError: The directory holds a run or other files, or cannot be made.
+            StorageError: It cannot be written to.
         """
         refuse_taken(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"cannot create {path}: {error.strerror}. Choose another --out.") from None
-        checkpoint.write_atomically(path / "recipe.yaml", recipe.to_yaml().encode())
+        files.write_atomically(path / "recipe.yaml", recipe.to_yaml().encode())
         return cls(path)
+
+    def discard(self) -> None:
+        """Remove what a run that came to nothing has written; the folder itself stays, and what else is in it."""
+        for path in map(self.path.joinpath, (*_WRITTEN, "checkpoints", "teachers")):
+            with suppress(OSError):  # the reason to discard it is to be heard
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
     @property
     def recipe(self) -> Recipe:
@@ -88,43 +92,32 @@ class Run:
         """The content of ``summary.json``.
 
         Raises:
-            RunError: The run is not finished, or the file is damaged.
+            RunError: The run is not finished.
+            FileError: The file is damaged.
         """
         if not self.finished:
             raise RunError(f"{self.path} is not finished. Continue it with: at-smooth train --out {self.path} --resume")
-        try:
-            content: Summary = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{self.path / 'summary.json'} cannot be read ({error}).") from None
-        if not _is_summary(content):
-            raise RunError(f"{self.path / 'summary.json'} is no summary of a run.")
+        content: Summary = json_of(self.path / "summary.json", records.Summary)
         return content
 
     @property
     def environment(self) -> dict[str, Any]:
         """The content of ``environment.json``; empty where it is missing or damaged, since nothing depends on it."""
         try:
-            content = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            content: dict[str, Any] = json_of(self.path / "environment.json", records.Environment)
+        except FileError:
             return {}
-        return content if isinstance(content, dict) else {}
+        return content
 
     @property
     def history(self) -> list[Row]:
         """The rows of ``metrics.csv``, one an epoch.
 
         Raises:
-            RunError: The file is missing or damaged.
+            FileError: The file is missing or damaged.
         """
-        try:
-            with (self.path / "metrics.csv").open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
-            return [
-                {column: _number(row[column], int if column == "epoch" else float) for column in COLUMNS}
-                for row in rows
-            ]
-        except (OSError, KeyError, ValueError, TypeError) as error:
-            raise RunError(f"{self.path / 'metrics.csv'} cannot be read ({error}).") from None
+        path = self.path / "metrics.csv"
+        return rows_of(path, text_of(path))
 
     def checkpoint(self, name: str) -> Path:
         """The path of one of ``last``, ``best``, ``best_smoothed``, ``final``."""
@@ -220,13 +213,13 @@ class Recorder(Observer):
     def _save(self, path: Path, content: dict[str, Any]) -> None:
         if not self._ranks.first:
             return
-        with checkpoint.storing(path.parent):
+        with files.storing(path.parent):
             path.parent.mkdir(exist_ok=True)
         checkpoint.save(path, {**self._identity, **content})
 
     def _write(self, name: str, content: bytes) -> None:
         if self._ranks.first:
-            checkpoint.write_atomically(self._run.path / name, content)
+            files.write_atomically(self._run.path / name, content)
 
 
 def _best_rows(engine: Engine) -> dict[str, Row]:
@@ -302,24 +295,6 @@ def _block(history: list[Row], best: Row, prefix: str) -> dict[str, Any]:
     }
 
 
-def _is_summary(content: Any) -> bool:
-    """Whether a file's content is what :func:`summarize` makes."""
-    try:
-        recipe, blocks = content["recipe"], [content["raw"], *([content["smoothed"]] if content["smoothed"] else [])]
-        figures = [block[part][name] for block in blocks for part, names in _FIGURES.items() for name in names]
-        accuracies = [block[part][name] for block in blocks for part in ("best", "final") for name in _ACCURACIES]
-        chosen = {field: isinstance(recipe[f"{field}_options"], dict) for field in (*PLUGIN_FIELDS, "attack")}
-        return (
-            all(figure is None or isinstance(figure, int | float) for figure in figures)
-            and all(chosen[field] and isinstance(recipe[field], str) for field in chosen)
-            and bool(content[content["reported"]])
-            and all(accuracy is None or 0 <= accuracy <= 100 for accuracy in accuracies)
-            and all(isinstance(n, int) and n >= 0 for n in dict(content.get("examples") or {}).values())
-        )
-    except (KeyError, TypeError, IndexError, ValueError):
-        return False
-
-
 def environment(recipe: Recipe, ranks: int = 1) -> dict[str, Any]:
     """Versions, device, number of ranks, seed and command: what repeating a run needs to know beside the recipe."""
     packages = ("torch", "torchvision", "torchattacks", "numpy", "pydantic", "scikit-learn")
@@ -342,10 +317,6 @@ def environment(recipe: Recipe, ranks: int = 1) -> dict[str, Any]:
 
 def _difference(best: float | None, final: float | None) -> float | None:
     return None if best is None or final is None else best - final
-
-
-def _number(text: str, kind: type[int] | type[float]) -> int | float | None:
-    return kind(text) if text else None
 
 
 def _csv(columns: list[str], rows: list[Row]) -> str:

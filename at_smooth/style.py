@@ -17,9 +17,8 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from at_smooth import registry
+from at_smooth.reading import yaml_of
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -205,7 +204,7 @@ def _declared() -> dict[str, Style]:
     declared: dict[str, Style] = {}
     for entry in registry.entries(registry.RECIPES):
         with suppress(Exception):  # a colour is no reason to fail: whatever is wrong there, its settings get another
-            content = yaml.safe_load((resources.files(entry.target) / STYLES).read_text(encoding="utf-8"))
+            content = yaml_of(resources.files(entry.target) / STYLES)
             for label, look in content.items():
                 colour = PALETTE.get(look["colour"], look["colour"])
                 declared.setdefault(label, Style(colour, look.get("marker", "o"), look.get("line", "-")))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from at_smooth import checkpoint, registry
+from at_smooth import checkpoint, files, registry
 from at_smooth._version import __version__
 from at_smooth.attacks import AttackSpec
 from at_smooth.exceptions import CheckpointError, StorageError
@@ -321,13 +321,13 @@ def _link(source: Path, target: Path) -> None:
     if target.exists() and target.samefile(source):
         return
     aside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    with checkpoint.storing(target):
+    with files.storing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         aside.unlink(missing_ok=True)
         try:
             os.link(source, aside)
         except OSError:
-            with source.open("rb") as file, checkpoint.replacing(target) as own:
+            with source.open("rb") as file, files.replacing(target) as own:
                 shutil.copyfileobj(file, own)
         else:
             os.replace(aside, target)

@@ -24,7 +24,8 @@ from at_smooth.bench.machine import in_words, machine
 from at_smooth.bench.rate import synchronize
 from at_smooth.bench.workload import Variant, Workload
 from at_smooth.experiment import build_engine
-from at_smooth.results import refuse_taken_file, write_json
+from at_smooth.files import refuse_taken_file
+from at_smooth.results import write_json
 from at_smooth.runtime import limited_threads
 from at_smooth.tables import Table
 

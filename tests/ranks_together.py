@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from at_smooth import Interrupted, Observer, Recipe, checkpoint, experiment, load_data, load_model, train
+from at_smooth import Interrupted, Observer, Recipe, checkpoint, experiment, files, load_data, load_model, train
 from at_smooth.batchnorm import refresh_batchnorm
 from at_smooth.progress import Silent
 from at_smooth.ranks import Ranks
@@ -127,13 +127,14 @@ def told(watcher):
 
 def everything(out, ranks):
     """All trainings; those of which something else is kept than the run come last."""
-    written, replacing = [], checkpoint.replacing
+    written, replacing = [], files.replacing
 
     def noted(path):
         written.append(str(path.relative_to(out)))
         return replacing(path)
 
-    checkpoint.replacing = noted if ranks.count > 1 else replacing
+    if ranks.count > 1:
+        checkpoint.replacing = files.replacing = noted
     for name, changes in CASES.items():
         train(Recipe(**{**PLAIN, **changes}), out / name)
     if ranks.count > 1:

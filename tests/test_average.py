@@ -77,7 +77,7 @@ def test_a_run_without_snapshots_is_told_how_to_keep_them(plain_run):
 
 def test_nothing_is_written_over(kept, tmp_path):
     (tmp_path / "mine.pt").write_bytes(b"mine")
-    with pytest.raises(InputError, match="is not written over"):
+    with pytest.raises(InputError, match="exists already"):
         average_snapshots(kept.path, first=2, every=2, out=tmp_path / "mine.pt")
     assert (tmp_path / "mine.pt").read_bytes() == b"mine"
 

@@ -2,7 +2,6 @@ import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -428,8 +427,9 @@ def evaluated(plain_run, tmp_path):
             "checkpoint": "somewhere/else/checkpoints/final.pt",
             "weights": "raw",
             "part": "test",
+            "dataset": "digits",
             "fingerprint": load_data(plain_run.path).fingerprint(),
-            "results": {"clean": {"accuracy": 50.0}, name: {**ATTACKED, **WHOLE, **(result or {})}},
+            "results": {"clean": {"accuracy": 50.0, "ci95": [46, 54]}, name: {**ATTACKED, **WHOLE, **(result or {})}},
             **(changes or {}),
         }
         (run.path / "evaluations" / "evaluation-1.json").write_text(json.dumps(evaluation))
@@ -487,10 +487,19 @@ def test_less_than_the_leaderboards_evaluation_is_no_claim(evaluated, changes, r
 
 
 def test_damaged_evaluations_are_left_out_with_a_note(evaluated):
-    _, info, results, notes = evaluated(cut='{"n": 7', odd="[]", audit='{"checkpoint": "a/final.pt", "results": {}}')
+    facts = {"n": 7, "threat": {"norm": "L2", "eps": 0.1}, "checkpoint": "a/final.pt", "weights": "raw", "part": "test"}
+    audit = {**facts, "dataset": "digits", "results": {"gain": {"sound": True, "found": "nothing"}}}
+    text = {**audit, "results": {"pgd": {"accuracy": "much", "ci95": [1, 2]}}}
+    deep = "[" * 10_000 + "]" * 10_000
+    _, info, results, notes = evaluated(
+        cut='{"n": 7', odd="[]", deep=deep, text=json.dumps(text), audit=json.dumps(audit)
+    )
     assert info["autoattack_acc"] == "12.50"
     assert len(results["evaluations"]) == 2
-    assert sorted(Path(note.split(" is left out")[0]).name for note in notes) == ["cut.json", "odd.json"]
+    assert len(notes) == 4
+    for note, name in zip(notes, ["cut.json is no JSON", "deep.json", "odd.json", "text.json"], strict=True):
+        assert note.startswith("left out: ")
+        assert name in note
 
 
 def test_nothing_is_written_over(plain_run, tmp_path, contents):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from at_smooth import InputError, Run, RunError
+from at_smooth import FileError, InputError, Run
 from at_smooth.cli import cli
 from at_smooth.html_report import render, write_report
 from at_smooth.report_sections import audits, commands, environments, evaluations, overview, recipes
@@ -291,7 +291,7 @@ def test_no_runs_are_refused():
 
 def test_a_recipe_that_is_none_is_refused(tmp_path):
     (tmp_path / "recipe.yaml").write_text("epochs: 3\n")
-    with pytest.raises(RunError, match="names no method"):
+    with pytest.raises(FileError, match="dataset: field required"):
         render([Run(tmp_path)])
 
 

@@ -86,7 +86,7 @@ def test_layers_and_conditions():
     [
         ("papre", "did you mean 'paper'"),
         ("table-1/cifar10/kd-sw", "table-1/cifar10/kd-swa"),
-        ("missing.yaml", "cannot read"),
+        ("missing.yaml", "cannot be read"),
     ],
 )
 def test_an_unknown_recipe_is_refused_with_the_nearest(source, words):

@@ -138,12 +138,12 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, content, words):
 def test_bytes_that_are_no_text_are_refused(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_bytes(b"\xff\xfe\x00\x81")
-    with pytest.raises(InputError, match="is no YAML"):
+    with pytest.raises(InputError, match="is no text in UTF-8"):
         Recipe.from_yaml(path)
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(InputError, match="cannot read the recipe"):
+    with pytest.raises(InputError, match="cannot be read"):
         Recipe.from_yaml(tmp_path / "recipe.yaml")
 
 

@@ -8,7 +8,18 @@ import pytest
 import torch
 import yaml
 
-from at_smooth import CheckpointError, DivergedError, InputError, Recipe, Run, RunError, load_data, load_model, train
+from at_smooth import (
+    CheckpointError,
+    DivergedError,
+    FileError,
+    InputError,
+    Recipe,
+    Run,
+    RunError,
+    load_data,
+    load_model,
+    train,
+)
 from at_smooth.run import environment
 
 COLUMNS = (
@@ -283,7 +294,7 @@ def test_an_unfinished_run_says_how_to_continue(stopped_run):
 def test_a_damaged_file_is_named(plain_run, tmp_path, file, read):
     run = Run.create(tmp_path / "run", plain_run.recipe)
     (run.path / file).write_bytes(b"\xff{ junk")
-    with pytest.raises(RunError, match=f"{file} cannot be read"):
+    with pytest.raises(FileError, match=f"{file} is no text in UTF-8"):
         read(run)
 
 

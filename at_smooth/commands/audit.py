@@ -40,8 +40,9 @@ def audit(
     from at_smooth.audit_bench import Limits
     from at_smooth.evaluation_progress import shown
     from at_smooth.exceptions import MaskedGradientsError, OptionError, explain
+    from at_smooth.files import refuse_taken_file
     from at_smooth.journal import Journal
-    from at_smooth.results import keep_in_run, print_audit, refuse_taken_file, report, write_json
+    from at_smooth.results import keep_in_run, print_audit, report, write_json
     from at_smooth.runtime import Runtime, limited_threads
     from at_smooth.subject import find_subject
     from at_smooth.teachers import cache_directory
@@ -76,10 +77,10 @@ def audit(
     failed = [each.check for each in verdicts if not each.sound]
     content = report(subject, results, sound=not failed, seed=seed, limits=settings.model_dump(mode="json"))
     print_audit(console, content)
-    if json_file:
-        write_json(json_file, content)
     if subject.run:
         keep_in_run(subject.run, "audit", content)
+    if json_file:
+        write_json(json_file, content)
     journal.close()
     if failed:
         raise MaskedGradientsError(

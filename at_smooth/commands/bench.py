@@ -61,7 +61,8 @@ def bench(variants: tuple[str, ...], rounds: int, style: str, json_file: Path | 
 
     from at_smooth.bench.rounds import measure
     from at_smooth.bench.workload import Variant
-    from at_smooth.results import refuse_taken_file, write_json
+    from at_smooth.files import refuse_taken_file
+    from at_smooth.results import write_json
 
     refuse_taken_file(json_file)
     chosen = [Variant.parse(text) for text in variants]

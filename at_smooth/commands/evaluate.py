@@ -48,8 +48,9 @@ def evaluate(
 
     from at_smooth import evaluation
     from at_smooth.evaluation_progress import shown
+    from at_smooth.files import refuse_taken_file
     from at_smooth.journal import Journal
-    from at_smooth.results import keep_in_run, print_results, refuse_taken_file, report, write_json
+    from at_smooth.results import keep_in_run, print_results, report, write_json
     from at_smooth.runtime import Runtime, limited_threads
     from at_smooth.subject import find_subject
     from at_smooth.teachers import cache_directory
@@ -78,10 +79,10 @@ def evaluate(
         results[label].update(evaluator=name, options=evaluators[label].options())
     content = report(subject, results, seed=seed, batch_size=size)
     print_results(console, content)
-    if json_file:
-        write_json(json_file, content)
     if subject.run:
         kept = keep_in_run(subject.run, "evaluation", content)
         console.print(f"kept in {kept}" if kept else f"not kept in {subject.run}: it cannot be written to",
                       highlight=False, markup=False, soft_wrap=True)  # fmt: skip
+    if json_file:
+        write_json(json_file, content)
     journal.close()

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-import yaml
 
 from at_smooth.exceptions import OptionError
+from at_smooth.reading import LimitError, parse_yaml
 
 if TYPE_CHECKING:
     from at_smooth.interfaces import Evaluator
@@ -139,10 +139,10 @@ def evaluators_from(chosen: dict[str, str], options: tuple[str, ...]) -> dict[st
 
 
 def pairs_of(texts: tuple[str, ...]) -> dict[str, Any]:
-    """Options given as ``key=value``, the values read as YAML.
+    """Options given as ``key=value``, the values read as YAML; what is none is taken as the text that it is.
 
     Raises:
-        OptionError: A text is not of that form.
+        OptionError: A text is not of that form, or goes beyond the limits of YAML that is read.
     """
     pairs: dict[str, Any] = {}
     for text in texts:
@@ -150,7 +150,9 @@ def pairs_of(texts: tuple[str, ...]) -> dict[str, Any]:
         if not equals or not key.strip():
             raise OptionError(f"'{text}' is not of the form key=value.")
         try:
-            pairs[key.strip().replace("-", "_")] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            pairs[key.strip().replace("-", "_")] = parse_yaml(value)
+        except LimitError as error:
+            raise OptionError(f"{key.strip()}: the value cannot be read: {error}.") from None
+        except ValueError:
             pairs[key.strip().replace("-", "_")] = value
     return pairs

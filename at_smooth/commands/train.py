@@ -51,12 +51,6 @@ def train(out: Path | None, resume: bool, override: bool, dry_run: bool, **given
                 raise InputError(f"there is no run to resume at {out}: it holds no recipe.yaml.")
         return recipe_from(source, changes) if source else Recipe(**changes)
 
-    def chosen_path() -> Path:
-        path = out or experiment.free_path(recipe)
-        if not resume:
-            refuse_taken(path)
-        return path
-
     def advice() -> str:
         if not (path / "recipe.yaml").exists():
             return "nothing was written yet"
@@ -70,11 +64,13 @@ def train(out: Path | None, resume: bool, override: bool, dry_run: bool, **given
         if dry_run:
             console.out(plan(recipe), highlight=False)
             return
-        path = ranks.by_first(chosen_path)
-        console.print(headline(recipe), highlight=False, soft_wrap=True)
-        console.print(f"run directory: {path}", highlight=False, markup=False, soft_wrap=True)
-        with interruptible(advice), _retry_offered(recipe.on_divergence, path):
-            run = experiment.train(recipe, path, resume=resume, override=override, progress=Terminal(console))
+        with experiment.run_directory(recipe, out, ranks) as path:
+            if not resume:
+                ranks.by_first(lambda: refuse_taken(path))
+            console.print(headline(recipe), highlight=False, soft_wrap=True)
+            console.print(f"run directory: {path}", highlight=False, markup=False, soft_wrap=True)
+            with interruptible(advice), _retry_offered(recipe.on_divergence, path):
+                run = experiment.train(recipe, path, resume=resume, override=override, progress=Terminal(console))
         if not ranks.first:
             return
         if recipe.test_every:

@@ -38,7 +38,8 @@ def transfer(
     from at_smooth.evaluation import BATCH_SIZE
     from at_smooth.evaluation_progress import shown
     from at_smooth.exceptions import InputError
-    from at_smooth.results import print_transfer, refuse_taken_file, report, write_json
+    from at_smooth.files import refuse_taken_file
+    from at_smooth.results import print_transfer, report, write_json
     from at_smooth.runtime import Runtime, limited_threads
     from at_smooth.subject import find_subject
 

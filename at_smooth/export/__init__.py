@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +10,14 @@ from typing import Any
 
 import yaml
 
-from at_smooth.exceptions import ExportError, InputError
+from at_smooth.exceptions import InputError
 from at_smooth.experiment import Weights, Which
 from at_smooth.export.card import Publication, card, evaluate_command, model_info
 from at_smooth.export.figures import Figures, figures_of
 from at_smooth.export.model_file import WEIGHTS, write_model
 from at_smooth.export.traced import ONNX, TORCHSCRIPT, write_onnx, write_torchscript
 from at_smooth.export.trained import Trained
+from at_smooth.files import creating_folder, refuse_taken_folder, usable_path
 
 __all__ = ["FORMATS", "Publication", "default_path", "export"]
 
@@ -89,25 +88,16 @@ def export(
     Raises:
         InputError: ``out`` is taken, or there is no such model.
         ExportError: The model cannot be written in this format, or what was written gives other logits.
+        StorageError: A file cannot be written; nothing is left of the folder.
     """
     if format not in FORMATS:
         raise InputError(f"there is no format '{format}'. Formats: {', '.join(FORMATS)}.")
     folder = Path(out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not an empty folder. Choose another --out.")
-    trained = Trained.find(Path(source), weights, checkpoint)
+    refuse_taken_folder(folder)
+    trained = Trained.find(usable_path(source), weights, checkpoint)
     figures = figures_of(trained, note)
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
-        aside.mkdir(parents=True)
+    with creating_folder(folder) as aside:
         _write(trained, figures, publication or Publication(), FORMATS[format], aside)
-        if folder.exists():
-            folder.rmdir()
-        aside.rename(folder)
-    except OSError as error:
-        raise ExportError(f"cannot write {folder}: {error.strerror}. Choose another --out.") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     if not figures.complete:
         command = evaluate_command(trained, str(trained.run.path if trained.run else "RUN"))
         note(f"the card lacks AutoAttack on the whole test set: {command}, then export again.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from at_smooth.confidence import wilson
+from at_smooth.exceptions import FileError
 from at_smooth.export.trained import Trained
-from at_smooth.threat import format_pixels, parse_pixels
+from at_smooth.reading import json_of
+from at_smooth.records import Audit, Evaluation
+from at_smooth.threat import format_pixels
 
 #: Under what name the leaderboard's attack is found among results, and what its standard version consists of.
 LEADERBOARD_ATTACK = "autoattack"
@@ -102,35 +104,32 @@ def figures_of(trained: Trained, note: Callable[[str], None]) -> Figures:
 def _evaluations(folder: Path, note: Callable[[str], None]) -> list[dict[str, Any]]:
     found = []
     for path in sorted(folder.glob("*.json")):
+        schema = Audit if path.name.startswith("audit") else Evaluation
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content.get("checkpoint") is None:  # of several models, such as a transfer
+            content = json_of(path)
+            if isinstance(content, dict) and content.get("checkpoint") is None:  # of several models, such as a transfer
                 continue
-            checkpoint, _ = Path(content["checkpoint"]), content["results"].items()
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            note(f"{path} is left out: it is no evaluation that can be read.")
+            content = json_of(path, schema)
+        except FileError as error:
+            note(f"left out: {error}")
             continue
-        found.append({**content, "checkpoint": checkpoint.name})  # where it lay is nobody's business
+        found.append({**content, "checkpoint": Path(content["checkpoint"]).name})  # where it lay is nobody's business
     return found
 
 
 def _is_of(evaluation: dict[str, Any], trained: Trained) -> bool:
     """Whether an evaluation is of these weights on the test set, within the threat of the training."""
-    try:
-        eps = float(parse_pixels(evaluation["threat"]["eps"]))
-        same_threat = evaluation["threat"]["norm"] == trained.recipe.norm and math.isclose(eps, trained.recipe.eps)
-        same_data = evaluation["part"] == "test" and evaluation["fingerprint"] == trained.content["fingerprint"]
-        same_model = (evaluation["checkpoint"], evaluation["weights"]) == (trained.path.name, trained.weights)
-        return same_threat and same_data and same_model and int(evaluation["n"]) > 0
-    except (KeyError, TypeError, ValueError):
-        return False
+    threat, recipe = evaluation["threat"], trained.recipe
+    same_threat = threat["norm"] == recipe.norm and math.isclose(threat["eps"], recipe.eps)
+    same_data = evaluation["part"] == "test" and evaluation.get("fingerprint") == trained.content["fingerprint"]
+    same_model = (evaluation["checkpoint"], evaluation["weights"]) == (trained.path.name, trained.weights)
+    return same_threat and same_data and same_model
 
 
 def _result(evaluation: dict[str, Any]) -> dict[str, Any]:
     """What the leaderboard's attack found, under whatever label."""
-    results = [each for each in evaluation["results"].values() if isinstance(each, dict)]
-    attacked = [each for each in results if each.get("evaluator") == LEADERBOARD_ATTACK]
-    return next((each for each in attacked if isinstance(each.get("accuracy"), int | float)), {})
+    results: list[dict[str, Any]] = list(evaluation["results"].values())
+    return next((each for each in results if each.get("evaluator") == LEADERBOARD_ATTACK), {})
 
 
 def _stages(result: dict[str, Any]) -> list[str]:

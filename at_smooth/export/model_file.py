@@ -78,7 +78,8 @@ def write_model(trained: Trained, folder: Path) -> set[str]:
     Raises:
         ExportError: The architecture cannot be written as code, or what was written is not the same network.
     """
-    torch.save({name: tensor.clone() for name, tensor in trained.network.state_dict().items()}, folder / WEIGHTS)
+    with (folder / WEIGHTS).open("wb") as file:  # torch's own writer would end the process where the disk is full
+        torch.save({name: tensor.clone() for name, tensor in trained.network.state_dict().items()}, file)
     reasons = []
     for attempt in _attempts(trained):
         try:

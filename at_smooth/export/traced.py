@@ -32,12 +32,14 @@ def write_torchscript(trained: Trained, folder: Path) -> set[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch deprecates its own format, and warns of every branch on a shape
         try:
-            jit.trace(trained.network, trained.images[:_TRACED_ON]).save(folder / TORCHSCRIPT)
+            written = io.BytesIO()
+            jit.save(jit.trace(trained.network, trained.images[:_TRACED_ON]), written)
             with torch.no_grad():
-                logits = jit.load(folder / TORCHSCRIPT)(trained.images)
+                logits = jit.load(io.BytesIO(written.getvalue()))(trained.images)
         except Exception as error:  # whatever the network's code does to the tracer
             raise ExportError(f"'{trained.recipe.model}' cannot be traced ({_first_line(error)}).") from None
     _compare(logits, trained, "TorchScript")
+    (folder / TORCHSCRIPT).write_bytes(written.getvalue())  # torch's own writer aborts the process on a full disk
     return set()
 
 
