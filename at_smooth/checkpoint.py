@@ -42,7 +42,7 @@ def save(path: Path, content: dict[str, Any], new: bool = False) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of at-smooth's onto the CPU.
+    """Read a checkpoint of at-smooth's onto the CPU: the content that :func:`save` was given.
 
     Raises:
         CheckpointError: It is missing, damaged, no checkpoint of at-smooth's, or holds code (which is not run).
@@ -50,7 +50,7 @@ def load(path: Path) -> dict[str, Any]:
     content = read(path)
     written_as = content.get("format") if isinstance(content, dict) else None
     if isinstance(content, dict) and written_as == FORMAT and "digest" in content:
-        return content
+        return {name: value for name, value in content.items() if name not in ("format", "digest")}
     if isinstance(written_as, int) and 0 < written_as < FORMAT:
         raise CheckpointError(
             f"{path} was written by an older version of at-smooth, as a checkpoint of format {written_as} with no "

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from at_smooth import CheckpointError, InputError, Recipe, load_model
+from at_smooth import CheckpointError, InputError, Recipe, checkpoint, load_model
 from at_smooth.cli import cli
 
 pytestmark = pytest.mark.slow
@@ -173,7 +173,9 @@ def mutations(content, rewrite, count, seed=0):
         yield kind, bytes(broken)
 
 
-def rewriting(path):
+def rewriting(path, folder):
+    """Changes what a checkpoint holds; the check sum is right again."""
+
     def places(value, trail=()):
         if isinstance(value, dict):
             for key, inner in value.items():
@@ -181,11 +183,13 @@ def rewriting(path):
                 yield from places(inner, (*trail, key))
 
     def rewrite(kind, draw):
-        content = torch.load(path, weights_only=True)
+        content = checkpoint.load(path)
         if kind == "code":
             if draw.random() < 0.5:
-                return pickle.dumps({"format": 1, "raw": Owned()})
-            content["raw"] = Owned()
+                return pickle.dumps({"format": checkpoint.FORMAT, "raw": Owned()})
+            file = io.BytesIO()
+            torch.save({"format": checkpoint.FORMAT, **content, "raw": Owned()}, file)
+            return file.getvalue()
         else:
             trail = draw.choice(sorted(places(content), key=str))
             parent = content
@@ -200,18 +204,17 @@ def rewriting(path):
                 parent[trail[-1]] = torch.zeros(draw.choice([(1,), (2, 3), (0,), (7, 7, 7)]))
             else:
                 parent[trail[-1]] = value.to(draw.choice([torch.bool, torch.complex64, torch.int64]))
-        file = io.BytesIO()
-        torch.save(content, file)
-        return file.getvalue()
+        checkpoint.save(folder / "rewritten.pt", content)
+        return (folder / "rewritten.pt").read_bytes()
 
     return rewrite
 
 
-def test_four_hundred_broken_checkpoints_are_refused_and_run_nothing(plain_run, tmp_path):
+def test_four_hundred_broken_checkpoints_are_refused_and_run_nothing(plain_run, tmp_path, tmp_path_factory):
     source = plain_run.checkpoint("best")
     path = tmp_path / "broken.pt"
     refused = 0
-    for kind, content in mutations(source.read_bytes(), rewriting(source), 400):
+    for kind, content in mutations(source.read_bytes(), rewriting(source, tmp_path_factory.mktemp("rewritten")), 400):
         path.write_bytes(content)
         error = None
         try:
@@ -226,12 +229,14 @@ def test_four_hundred_broken_checkpoints_are_refused_and_run_nothing(plain_run, 
     tally(refused, more_than=250)
 
 
-def test_two_hundred_broken_teachers_are_refused(plain_run, tmp_path):
+def test_two_hundred_broken_teachers_are_refused(plain_run, tmp_path, tmp_path_factory):
     source = plain_run.checkpoint("best")
     path = tmp_path / "teacher.pt"
     options = ("-D", "pool=100", "-N", "width=8", "-N", "depth=1", "--epochs", "4", "-A", "steps=2")
     refused = 0
-    for _, content in mutations(source.read_bytes(), rewriting(source), 200, seed=1):
+    for _, content in mutations(
+        source.read_bytes(), rewriting(source, tmp_path_factory.mktemp("rewritten")), 200, seed=1
+    ):
         path.write_bytes(content)
         refused += refused_or_harmless(
             ("train", *options, "--regularizer", "kd-adv", "-R", f"adv_teacher={path}", *DRY), [path]
@@ -240,14 +245,14 @@ def test_two_hundred_broken_teachers_are_refused(plain_run, tmp_path):
     tally(refused, more_than=100)
 
 
-def test_two_hundred_broken_states_are_refused_and_left_alone(tmp_path, stopped_run, contents):
+def test_two_hundred_broken_states_are_refused_and_left_alone(tmp_path, stopped_run, contents, tmp_path_factory):
     _, run = stopped_run(after=3, epochs=4, smoother="swa")
     last = run / "checkpoints" / "last.pt"
     good = last.read_bytes()
     refused = 0
     pristine = tmp_path / "pristine"
     shutil.copytree(run, pristine)
-    for _, content in mutations(good, rewriting(last), 200, seed=2):
+    for _, content in mutations(good, rewriting(last, tmp_path_factory.mktemp("rewritten")), 200, seed=2):
         last.write_bytes(content)
         before = contents(run)
         if refused_or_harmless(("train", "--out", run, "--resume"), [last, run]):

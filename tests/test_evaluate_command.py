@@ -310,7 +310,7 @@ def test_a_taken_json_is_refused_before_anything_runs(plain_run, folder, monkeyp
     monkeypatch.setattr("at_smooth.evaluation.evaluate", lambda *_, **__: pytest.fail("it ran"))
     (folder / "taken.json").write_text("mine")
     assert "taken.json exists already" in refused(plain_run.path, "--json", "taken.json")
-    assert "exists already" in refused(plain_run.path, "--json", folder)
+    assert "is a folder" in refused(plain_run.path, "--json", folder)
     assert (folder / "taken.json").read_text() == "mine"
 
 
@@ -348,7 +348,9 @@ def test_a_path_with_brackets_is_printed_as_it_is(run, tmp_path):
 
 
 def content_of(number):
-    return {"results": {}, "number": number}
+    threat = {"norm": "Linf", "eps": 0.1}
+    facts = {"n": 5, "checkpoint": "final.pt", "weights": "raw", "part": "test", "dataset": "digits"}
+    return {**facts, "threat": threat, "results": {}, "number": number}
 
 
 def test_what_a_run_keeps_comes_back_oldest_first(tmp_path, monkeypatch):
@@ -360,16 +362,21 @@ def test_what_a_run_keeps_comes_back_oldest_first(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "datetime", Stopped)
     for number in range(12):
         keep_in_run(tmp_path, "evaluation", content_of(number))
-    assert [content["number"] for content in kept_in_run(tmp_path)] == list(range(12))
+    assert [content["number"] for content in kept_in_run(tmp_path, "evaluation")] == list(range(12))
 
 
 def test_nothing_kept_is_written_over_and_junk_is_passed_over(tmp_path):
-    paths = [keep_in_run(tmp_path, kind, content_of(number)) for number, kind in enumerate(["evaluation"] * 3 + ["x"])]
+    paths = [
+        keep_in_run(tmp_path, kind, content_of(number)) for number, kind in enumerate(["evaluation"] * 3 + ["audit"])
+    ]
     assert len(set(paths)) == 4
     (tmp_path / "evaluations" / "evaluation-junk.json").write_text("{")
     (tmp_path / "evaluations" / "evaluation-list.json").write_text("[]")
-    assert sorted(content["number"] for content in kept_in_run(tmp_path)) == [0, 1, 2]
-    assert [content["number"] for content in kept_in_run(tmp_path, "x")] == [3]
+    left_out = []
+    kept = kept_in_run(tmp_path, "evaluation", left_out.append)
+    assert sorted(content["number"] for content in kept) == [0, 1, 2]
+    assert ["evaluation-junk.json" in str(left_out[0]), "evaluation-list.json" in str(left_out[1])] == [True, True]
+    assert [content["number"] for content in kept_in_run(tmp_path, "audit")] == [3]
 
 
 # Killed for real

@@ -315,5 +315,5 @@ def test_a_file_of_smoothed_weights_holds_no_raw_ones(smoothed_run):
 def test_a_damaged_summary_is_refused(plain_run, tmp_path, content):
     shutil.copytree(plain_run.path, tmp_path / "run")
     (tmp_path / "run" / "summary.json").write_text(content)
-    with pytest.raises(RunError, match=r"summary\.json"):
+    with pytest.raises(FileError, match=r"summary\.json"):
         Run(tmp_path / "run").summary  # noqa: B018

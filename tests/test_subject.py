@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from at_smooth import CheckpointError, DataError, InputError, OptionError, PluginError, load_data, load_model
+from at_smooth import (
+    CheckpointError,
+    DataError,
+    InputError,
+    OptionError,
+    PluginError,
+    checkpoint,
+    load_data,
+    load_model,
+)
 from at_smooth.exceptions import RunError
 from at_smooth.subject import Wanted, find_subject
 from at_smooth.weights_file import load_weights
@@ -178,9 +187,11 @@ def spoilt(plain_run, tmp_path):
         contents = {"empty": b"", "text": b"hello", "truncated": good[: len(good) // 2], "tail": good[-500:]}
         if kind in contents:
             path.write_bytes(contents[kind])
+        elif kind == "bare":
+            checkpoint.save(path, {"weights": {}})
         elif kind != "missing":
             torch.save({"code": Code(tmp_path / "ran"), "list": [1], "foreign": {"format": 99, "raw": {}},
-                        "bare": {"format": 1}, "tensor": torch.ones(2)}[kind], path)  # fmt: skip
+                        "tensor": torch.ones(2)}[kind], path)  # fmt: skip
         return path
 
     return make
