@@ -109,7 +109,6 @@ def hostile(plain_run, here, mark):
         for file in run.glob("checkpoints/*.pt"):
             content = checkpoint.load(file)
             content["recipe"].update(changes)
-            del content["format"]
             checkpoint.save(file, content)
         shutil.copy(run / "checkpoints" / "final.pt", run / "checkpoints" / "epoch-0004.pt")
         return run
@@ -267,7 +266,6 @@ def test_options_of_a_trusted_function_are_not_written_as_code(here, mark, tiny,
     run = train(tiny(model="netmod:make", model_options={}, epochs=1), here / "run")
     final = run.checkpoint("final")
     content = checkpoint.load(final)
-    del content["format"]
     text = f"x=1); import os; os.system('touch {mark}'); dict(y"
     checkpoint.save(final, {**content, "recipe": {**content["recipe"], "model_options": {text: 1}}})
     result = call("export", "run", "--out", "exported")
@@ -284,7 +282,6 @@ def test_the_shape_in_a_checkpoint_is_not_written_as_code(here, mark, tiny):
     run = train(tiny(model="netmod:make", model_options={}, epochs=1), here / "run")
     final = run.checkpoint("final")
     content = checkpoint.load(final)
-    del content["format"]
     text = f'8"""\nimport os\nos.system("touch {mark}")\n"""'
     checkpoint.save(final, {**content, "shape": [1, text, 8]})
     result = call("export", "run", "--out", "exported")
