@@ -164,14 +164,14 @@ class Data:
             val = Part(images.val, images.val_labels)
             notify(f"validation is on the data set's own {val.n} images; none of the training set are set aside")
         else:
-            kept, held_out = _split(
+            kept, set_aside = _split(
                 images.train_labels.numpy(), validation, split, seed if split_seed is None else split_seed
             )
             if split != "stratified" and len(torch.unique(images.train_labels[kept])) < classes:
                 raise DataError(
                     f"the split '{split}' leaves a class without training images. Use --set split=stratified."
                 )
-            train, val = (Part(train.images[part], train.labels[part]) for part in (kept, held_out))
+            train, val = (Part(train.images[part], train.labels[part]) for part in (kept, set_aside))
         return cls(train, val, test, images.num_classes, augmentation or Augmentation(), seed)
 
     @property
@@ -255,25 +255,30 @@ def stratified_subset(labels: Tensor, n: int, seed: int) -> Tensor:
     return everything if n == len(labels) else _stratified(labels.cpu().numpy(), n, seed)[1]
 
 
+def held_out(n: int, share: float) -> int:
+    """How many of n training images a share for validation is: one at least."""
+    return max(1, round(n * share))
+
+
 def _split(labels: np.ndarray[Any, Any], share: float, split: Split, seed: int) -> tuple[Tensor, Tensor]:
-    held_out = max(1, round(len(labels) * share))
-    if len(labels) - held_out < 2:
+    n_val = held_out(len(labels), share)
+    if len(labels) - n_val < 2:
         raise DataError(f"training set: {len(labels)} images are too few to set some aside for validation.")
     if split == "stratified":
-        return _stratified(labels, held_out, seed)
+        return _stratified(labels, n_val, seed)
     order = np.arange(len(labels)) if split == "last" else np.random.RandomState(seed).permutation(len(labels))
-    return torch.from_numpy(order[:-held_out]), torch.from_numpy(order[-held_out:])
+    return torch.from_numpy(order[:-n_val]), torch.from_numpy(order[-n_val:])
 
 
-def _stratified(labels: np.ndarray[Any, Any], held_out: int, seed: int) -> tuple[Tensor, Tensor]:
+def _stratified(labels: np.ndarray[Any, Any], n_val: int, seed: int) -> tuple[Tensor, Tensor]:
     from sklearn.model_selection import train_test_split
 
     counts = np.bincount(labels)
     counts = counts[counts > 0]
     # a class with one image, or fewer places than classes, cannot be spread evenly
-    even = counts.min() >= 2 and held_out >= len(counts) and len(labels) - held_out >= len(counts)
+    even = counts.min() >= 2 and n_val >= len(counts) and len(labels) - n_val >= len(counts)
     kept, val = train_test_split(
-        np.arange(len(labels)), test_size=held_out, stratify=labels if even else None, random_state=seed
+        np.arange(len(labels)), test_size=n_val, stratify=labels if even else None, random_state=seed
     )
     return torch.from_numpy(np.sort(kept)), torch.from_numpy(np.sort(val))
 

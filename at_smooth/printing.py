@@ -10,7 +10,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as Listing
 
+from at_smooth.data import held_out
 from at_smooth.experiment import planned_teachers, prepare_data
+from at_smooth.interfaces import Dataset, Size
 from at_smooth.network import build_network
 from at_smooth.presets import Table
 from at_smooth.recipe import Recipe
@@ -41,22 +43,47 @@ def headline(recipe: Recipe) -> str:
 def plan(recipe: Recipe) -> str:
     """The resolved recipe, and what it comes to on this machine; everything is checked that training would check.
 
+    Where the data set would have to be downloaded first, nothing is: the plan then says what it could not know.
+
     Raises:
         InputError: The recipe cannot be carried out.
     """
     runtime = Runtime.choose(recipe.device, recipe.precision, recipe.compile)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
+    dataset: Dataset = recipe.plugin("dataset")
+    here = dataset.available(recipe.data_dir)
+    lines = _plan_with_data(recipe) if here else _plan_without_data(recipe, dataset.published)
+    return "\n# ".join([recipe.to_yaml().rstrip(), *lines, f"device: {describe(runtime.device)}"])
+
+
+def _plan_with_data(recipe: Recipe) -> list[str]:
     data = prepare_data(recipe)
     planned_teachers(recipe, Kinship(recipe, data.fingerprint(), data.shape, data.num_classes))
-    network = build_network(recipe, data.shape, data.num_classes, data.pixel_statistics())
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    return (
-        f"{recipe.to_yaml().rstrip()}\n"
-        f"# parameters: {parameters:,}\n"
-        f"# images: {data.train.n:,} to train, {data.val.n:,} to validate, {data.test.n:,} to test\n"
-        f"# device: {describe(runtime.device)}"
+    return [
+        f"parameters: {_parameters(recipe, data.shape, data.num_classes):,}",
+        f"images: {data.train.n:,} to train, {data.val.n:,} to validate, {data.test.n:,} to test",
+    ]
+
+
+def _plan_without_data(recipe: Recipe, size: Size | None) -> list[str]:
+    planned_teachers(recipe)
+    unchecked = (
+        "not checked: the data, whose files are not here (a dry run downloads nothing), and teachers against them"
     )
+    if size is None:
+        return ["parameters: not known before the data are here", "images: not known either", unchecked]
+    n_val = held_out(size.train, recipe.validation)
+    return [
+        f"parameters: {_parameters(recipe, size.shape, size.num_classes):,}",
+        f"images, as published: {size.train - n_val:,} to train, {n_val:,} to validate, {size.test:,} to test",
+        unchecked,
+    ]
+
+
+def _parameters(recipe: Recipe, shape: tuple[int, int, int], num_classes: int) -> int:
+    blank = ([0.0] * shape[0], [1.0] * shape[0])  # statistics are no parameters
+    return sum(parameter.numel() for parameter in build_network(recipe, shape, num_classes, blank).parameters())
 
 
 def print_plugin(console: Console, entry: Entry) -> None:

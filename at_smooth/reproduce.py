@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from at_smooth.data import Data, Part
+from at_smooth.data import Data, Part, held_out
 from at_smooth.engine import Engine
-from at_smooth.exceptions import RunError
+from at_smooth.exceptions import DataError, RunError
 from at_smooth.experiment import planned_teachers, prepare_data, train
 from at_smooth.interfaces import Dataset, Size
 from at_smooth.network import build_network
@@ -127,7 +127,7 @@ class Forecast:
         size = self._size(recipe)
         step, evaluation = self._per_image(recipe, size)
         models = 1 if recipe.smoother == Recipe.model_fields["smoother"].default else 2
-        n_val = round(size.train * recipe.validation)
+        n_val = held_out(size.train, recipe.validation)
         evaluated = n_val * recipe.epochs / recipe.validate_every
         if recipe.test_every:
             evaluated += size.test * recipe.epochs / recipe.test_every
@@ -146,6 +146,11 @@ class Forecast:
             return dataset.published
         key = f"{recipe.dataset} {recipe.data_dir} {recipe.dataset_options}"
         if key not in self._sizes:
+            if not dataset.available(recipe.data_dir):
+                raise DataError(
+                    f"how long runs on '{recipe.dataset}' take is not known before its files are here: it states no "
+                    f"size, and a forecast downloads nothing. Give --data-dir, or leave --dry-run out."
+                )
             data = prepare_data(recipe)
             self._sizes[key] = Size(data.shape, data.train.n + data.val.n, data.test.n, data.num_classes)
         return self._sizes[key]

@@ -8,8 +8,9 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from at_smooth import Recipe, Run, train
+from at_smooth import DataError, Recipe, Run, train
 from at_smooth.cli import cli
+from at_smooth.reproduce import Forecast
 
 TINY = [
     *("-D", "pool=100", "-N", "width=8", "-N", "depth=1", "-A", "steps=2"),
@@ -69,6 +70,29 @@ def test_a_dry_run_prints_the_plan_and_trains_nothing(folder):
     assert "90 to train, 10 to validate, 700 to test" in text
     assert "device: cpu" in text
     assert not list(folder.iterdir())
+
+
+FAR = """
+from at_smooth import Dataset
+
+class Far(Dataset):
+    '''Would be downloaded.'''
+
+    def available(self, data_dir):
+        return False
+
+    def load(self, data_dir):
+        raise SystemExit("downloaded")
+"""
+
+
+def test_a_dry_run_says_what_it_cannot_know_of_a_data_set_that_is_not_here(distribution):
+    distribution("elsewhere", {"datasets": {"far": "far_away:Far"}}, {"far_away": FAR})
+    text = succeed("train", "--dataset", "far", "--model", "mlp", "--dry-run")
+    assert "# parameters: not known" in text
+    assert "# not checked: the data, whose files are not here" in text
+    with pytest.raises(DataError, match="how long runs on 'far' take is not known"):
+        Forecast().seconds(Recipe(dataset="far", model="mlp"))
 
 
 def test_the_bare_command_is_the_digits():

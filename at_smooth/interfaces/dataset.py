@@ -118,3 +118,13 @@ class Dataset(Plugin):
         Raises:
             DataError: Files are missing or hold what they must not; the message says which files go where.
         """
+
+    def available(self, data_dir: Path | None) -> bool:
+        """Whether :meth:`load` would read files that are here; a dry run loads only then, and uses no network.
+
+        Override it where ``load`` downloads.
+
+        Args:
+            data_dir: As for :meth:`load`.
+        """
+        return True

@@ -49,6 +49,10 @@ class TinyImageNet(Dataset):
         n = len(train)
         return Images(images[:n], labels[:n], images[n:], labels[n:], len(wnids))
 
+    def available(self, data_dir: Path | None) -> bool:
+        """Whether a place was named; what is not there is refused in a dry run, too."""
+        return data_dir is not None
+
 
 def _annotated(annotations: Path, wnids: list[str]) -> list[tuple[Path, int]]:
     number = {wnid: label for label, wnid in enumerate(wnids)}

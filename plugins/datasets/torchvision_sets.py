@@ -17,6 +17,15 @@ from torch import Tensor
 
 from at_smooth import DataError, Dataset, Images, Size, cache_directory
 
+_FAILURES = (
+    *(OSError, RuntimeError, EOFError, KeyError, ValueError, ImportError),
+    *(pickle.UnpicklingError, tarfile.TarError, zipfile.BadZipFile),
+)
+
+
+def _root(data_dir: Path | None) -> Path:
+    return data_dir or cache_directory() / "data"
+
 
 class _TorchvisionSet(Dataset):
     """What the four have in common: torchvision checks, downloads and decodes the files."""
@@ -29,11 +38,10 @@ class _TorchvisionSet(Dataset):
 
     def load(self, data_dir: Path | None) -> Images:
         """Read the files at ``data_dir``, or in the user's cache directory; download them where they are not there."""
-        root = data_dir or cache_directory() / "data"
+        root = _root(data_dir)
         try:
-            (x_train, y_train), (x_test, y_test) = self._part(root, train=True), self._part(root, train=False)
-        except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError, ImportError,
-                tarfile.TarError, zipfile.BadZipFile) as error:  # fmt: skip
+            (x_train, y_train), (x_test, y_test) = self._parts(root, download=True)
+        except _FAILURES as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise DataError(
                 f"{self._NAME}: the files in {root} are missing or damaged, and could not be downloaded ({reason}). "
@@ -41,8 +49,19 @@ class _TorchvisionSet(Dataset):
             ) from None
         return Images(x_train, y_train, x_test, y_test, self._NUM_CLASSES)
 
+    def available(self, data_dir: Path | None) -> bool:
+        """Whether torchvision reads the files, unpacked, without downloading any."""
+        try:
+            self._parts(_root(data_dir), download=False)
+        except _FAILURES:
+            return False
+        return True
+
+    def _parts(self, root: Path, download: bool) -> list[tuple[Tensor, Tensor]]:
+        return [self._part(root, train, download) for train in (True, False)]
+
     @abstractmethod
-    def _part(self, root: Path, train: bool) -> tuple[Tensor, Tensor]:
+    def _part(self, root: Path, train: bool, download: bool) -> tuple[Tensor, Tensor]:
         """Images (N, 3, H, W) uint8 and labels (N,) of one part."""
 
 
@@ -56,10 +75,10 @@ class CIFAR10(_TorchvisionSet):
     crop: int = Field(default=4, ge=0, description="random crop after zero-padding by this many pixels on each side")
     flip: bool = Field(default=True, description="random horizontal flip")
 
-    def _part(self, root: Path, train: bool) -> tuple[Tensor, Tensor]:
+    def _part(self, root: Path, train: bool, download: bool) -> tuple[Tensor, Tensor]:
         from torchvision.datasets import CIFAR10
 
-        return _height_width_channels(CIFAR10(root, train, download=True))
+        return _height_width_channels(CIFAR10(root, train, download=download))
 
 
 class CIFAR100(_TorchvisionSet):
@@ -74,10 +93,10 @@ class CIFAR100(_TorchvisionSet):
     flip: bool = Field(default=True, description="random horizontal flip")
     rotation: float = Field(default=15.0, ge=0, le=180, description="random rotation by up to this many degrees")
 
-    def _part(self, root: Path, train: bool) -> tuple[Tensor, Tensor]:
+    def _part(self, root: Path, train: bool, download: bool) -> tuple[Tensor, Tensor]:
         from torchvision.datasets import CIFAR100
 
-        return _height_width_channels(CIFAR100(root, train, download=True))
+        return _height_width_channels(CIFAR100(root, train, download=download))
 
 
 class SVHN(_TorchvisionSet):
@@ -99,10 +118,10 @@ class SVHN(_TorchvisionSet):
 
     crop: int = Field(default=4, ge=0, description="random crop after zero-padding by this many pixels on each side")
 
-    def _part(self, root: Path, train: bool) -> tuple[Tensor, Tensor]:
+    def _part(self, root: Path, train: bool, download: bool) -> tuple[Tensor, Tensor]:
         from torchvision.datasets import SVHN
 
-        return _channels_height_width(SVHN(root, "train" if train else "test", download=True))
+        return _channels_height_width(SVHN(root, "train" if train else "test", download=download))
 
 
 class STL10(_TorchvisionSet):
@@ -118,7 +137,7 @@ class STL10(_TorchvisionSet):
     crop: int = Field(default=12, ge=0, description="random crop after zero-padding by this many pixels on each side")
     flip: bool = Field(default=True, description="random horizontal flip")
 
-    def _part(self, root: Path, train: bool) -> tuple[Tensor, Tensor]:
+    def _part(self, root: Path, train: bool, download: bool) -> tuple[Tensor, Tensor]:
         from torchvision.datasets import STL10
 
         class Labelled(STL10):  # type: ignore[misc]  # torchvision is untyped
@@ -126,7 +145,7 @@ class STL10(_TorchvisionSet):
 
             train_list: ClassVar[list[list[str]]] = STL10.train_list[:2]
 
-        return _channels_height_width(Labelled(root, "train" if train else "test", download=True))
+        return _channels_height_width(Labelled(root, "train" if train else "test", download=download))
 
 
 def _height_width_channels(dataset: Any) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Miniature data sets, each in the format in which the true one is published."""
 
 import hashlib
+import math
 import os
 import pickle
 import struct
@@ -15,10 +16,13 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from click.testing import CliRunner
 from PIL import Image
 from scipy.io import savemat
 
 from at_smooth import AtSmoothWarning, Data, DataError, OptionError, Recipe, create, train
+from at_smooth.cli import cli
+from at_smooth.registry import load
 
 DOWNLOADED = ["cifar10", "cifar100", "svhn", "stl10"]
 FILES = {
@@ -236,6 +240,38 @@ def test_without_a_network_the_message_says_which_files_go_where(tmp_path, reque
     assert f"Put {FILES[name]} into {tmp_path / 'data'}" in str(caught.value)
     assert "there is no network" in str(caught.value)
     assert "--data-dir" in str(caught.value)
+
+
+def planned(*arguments):
+    result = CliRunner().invoke(cli, ["train", "--dry-run", "--device", "cpu", *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.mark.parametrize("name", [*DOWNLOADED, "tiny-imagenet"])
+def test_a_dry_run_goes_by_the_published_size_and_downloads_nothing(name, requested, cache):
+    text = planned("--dataset", name, "--regularizer", "kd-adv", "--model", "mlp", "-N", "width=8", "-N", "depth=1")
+    size = load("datasets", name).published
+    values = math.prod(size.shape)
+    assert f"# parameters: {8 * values + 16 + 9 * size.num_classes:,}\n" in text
+    n_val = round(size.train / 10)
+    assert f"{size.train - n_val:,} to train, {n_val:,} to validate, {size.test:,} to test\n" in text
+    assert "# not checked: the data, whose files are not here" in text
+    assert requested == []
+    assert not list(cache.iterdir())
+
+
+@pytest.mark.parametrize("name", DOWNLOADED)
+def test_a_dry_run_reads_the_files_that_are_there(miniature, requested, name):
+    made = miniature(name)
+    n = len(made.parts[0][0])
+    text = planned("--dataset", name, "--data-dir", made.root, "--model", "mlp", "-N", "width=8")
+    assert f"# images: {n - n // 10} to train, {n // 10} to validate, 10 to test\n" in text
+    assert "not checked" not in text
+    (path,) = [path for path in made.root.rglob("*test*") if path.is_file()][:1]
+    path.unlink()
+    assert "not checked" in planned("--dataset", name, "--data-dir", made.root, "--model", "mlp")
+    assert requested == []
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"\x1f\x8b\x08 cut"])
