@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from at_smooth.run import Run
     from at_smooth.runtime import Runtime
     from at_smooth.settings import Settings
-    from at_smooth.teachers import cache_directory
+    from at_smooth.teacher_cache import cache_directory
     from at_smooth.threat import OptionalPixels, Pixels, Threat, format_pixels
     from at_smooth.trust import trust_code
 
@@ -115,7 +115,7 @@ _HOME = {
     "run": ("Run",),
     "runtime": ("Runtime",),
     "settings": ("Settings",),
-    "teachers": ("cache_directory",),
+    "teacher_cache": ("cache_directory",),
     "threat": ("OptionalPixels", "Pixels", "Threat", "format_pixels"),
     "trust": ("trust_code",),
 }

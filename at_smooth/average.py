@@ -67,10 +67,10 @@ def average_snapshots(
     if bn not in ("clean", "adversarial"):
         raise InputError(f"bn is {bn!r}; choose clean or adversarial.")
     run = Run(source)
+    recipe = run.recipe
     epochs = _epochs(run, first, every, last)
     path = Path(out) if out is not None else run.checkpoint(f"average-{first}-{epochs[-1]}-every-{every}-{bn}")
     refuse_taken_file(path)
-    recipe = run.recipe
     with limited_threads(recipe.threads), deterministic_algorithms(recipe.deterministic):
         runtime = Runtime.choose(recipe.device, recipe.precision, fast_layers=recipe.fast_layers)
         engine = build_engine(recipe, prepare_data(recipe), runtime)
@@ -106,6 +106,7 @@ def _averaged(engine: Engine, run: Run, epochs: list[int]) -> tuple[dict[str, ob
     for epoch in epochs:
         path = run.snapshot(epoch)
         content = checkpoint.load(path)
+        run.refuse_other(path, content)
         with checkpoint.fitting(path):
             engine.model.load_state_dict(content["raw"])
         average.update_parameters(engine.model)

@@ -28,7 +28,7 @@ from at_smooth.commands.train import train
 from at_smooth.commands.transfer import transfer
 from at_smooth.commands.watch import watch
 from at_smooth.early_words import first_here, several, wait_to_speak
-from at_smooth.exceptions import AtSmoothError, InputError, Interrupted, exit_code_of
+from at_smooth.exceptions import AtSmoothError, InputError, Interrupted, exit_code_of, interruptions
 from at_smooth.interruption import ignore_signals
 from at_smooth.notes import printed_by
 
@@ -61,6 +61,8 @@ def _said_once(ctx: click.Context) -> Iterator[None]:
     except Interrupted as stop:
         _end(ctx, f"{stop.name}: {stop}", stop)
     except KeyboardInterrupt as stop:
+        for ended in interruptions(stop)[:1]:  # by an earlier Ctrl-C, of which there is more to say
+            _end(ctx, f"{ended.name}: {ended}", ended)
         if several():  # the terminal and torchrun both send it
             ignore_signals()
         _end(ctx, "SIGINT: stopped before anything began", stop)

@@ -29,7 +29,7 @@ from at_smooth.progress import Silent
 from at_smooth.recipe import Recipe
 from at_smooth.run import Run
 from at_smooth.runtime import Runtime, describe
-from at_smooth.teachers import cache_directory
+from at_smooth.teacher_cache import cache_directory
 from at_smooth.versions import installed
 
 _PACKAGES = (

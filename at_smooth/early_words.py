@@ -10,6 +10,13 @@ from at_smooth.interruption import ended_by_ctrl_c
 #: Seconds that the others leave to the first, which may take its time to start.
 _SILENCE = 10.0
 
+_parent = os.getppid()  # as this process begins
+
+
+def launcher_died() -> bool:
+    """Whether torchrun, which started this process, is gone: then nobody passes a signal on or ends the other ranks."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != _parent
+
 
 def several() -> bool:
     """Whether torchrun started this process as one of several."""

@@ -81,6 +81,10 @@ class StorageError(AtSmoothError):
     exit_code = 2
 
 
+class RunDirectoryGoneError(StorageError):
+    """A run directory was moved or deleted while it was trained; the message says how to go on."""
+
+
 class DivergedError(AtSmoothError):
     """Training produced a loss or a weight that is not finite.
 
@@ -131,6 +135,15 @@ class Interrupted(KeyboardInterrupt):
     def name(self) -> str:
         """The signal's name, as in ``SIGINT``."""
         return signal.Signals(self.signal_number).name
+
+
+def interruptions(error: BaseException | None) -> list[Interrupted]:
+    """The interruptions that an error is, or came in the middle of, the newest first."""
+    found = []
+    while error is not None:
+        found += [error] if isinstance(error, Interrupted) else []
+        error = error.__context__
+    return found
 
 
 def explain(error: ValidationError, subject: str) -> OptionError:

@@ -20,11 +20,13 @@ from at_smooth.exceptions import (
     DivergedError,
     InputError,
     RankLostError,
+    RunDirectoryGoneError,
     StorageError,
 )
 from at_smooth.files import claimed_folder, remove_leftovers, usable_path
 from at_smooth.interfaces import Dataset, Teachers
-from at_smooth.lock import locked
+from at_smooth.lock import NAME as LOCK
+from at_smooth.lock import FileLock, FolderLock
 from at_smooth.network import build_network, network_from
 from at_smooth.observer import Observer
 from at_smooth.progress import Progress, Silent
@@ -96,32 +98,42 @@ def _train(recipe: Recipe, path: Path, resume: bool, override: bool, progress: P
             planned_teachers(recipe, kinship)
             return False
         refuse_another(Run(path), saved(Run(path)), recipe, kinship.fingerprint, override)
+        if Run(path).finished:
+            FileLock(path / LOCK).remove_leftover()
         return Run(path).finished
 
     def begin() -> dict[str, Any]:
         """Make the run, or give the state that it goes on from."""
         remove_leftovers(path)  # a process may have been killed before there was a run, too
+        for lock in path.glob(f"teachers/*/{LOCK}"):
+            FileLock(lock).remove_leftover()
         if resume:
-            return saved(Run(path))
+            content = saved(Run(path))
+            teachers.expect(content.get("teachers", {}))
+            return content
         Run.create(path, recipe)
         return {}
 
     def train_teacher(teacher: Recipe, into: Path, name: str) -> None:
-        begun = ranks.by_first(lambda: (into / "recipe.yaml").is_file())
+        def is_begun() -> bool:
+            folder.check()  # or else the teacher would make the run directory anew
+            return (into / "recipe.yaml").is_file()
+
+        begun = ranks.by_first(is_begun)
         _train(teacher, into, begun, override, progress, role=f"{name} teacher")
 
     run = Run(path, elsewhere=True)
     if ranks.by_first(is_finished):
         return run
 
-    engine = build_engine(
-        recipe, data, runtime, SelfTeachers(kinship, path / "teachers", runtime, train_teacher, progress.note)
-    )
-    with ranks.held_by_first(locked(path)):
+    teachers = SelfTeachers(kinship, path / "teachers", runtime, train_teacher, progress.note)
+    engine = build_engine(recipe, data, runtime, teachers)
+    folder = FolderLock(path)
+    with ranks.held_by_first(folder):
         content = ranks.by_first(begin)
         if content:
             restore(engine, run, content)
-        recorder = Recorder(run, recipe, kinship.fingerprint, ranks)
+        recorder = Recorder(run, recipe, kinship.fingerprint, ranks, teachers.digests, folder.check)
         try:
             with (
                 progress.phase(role, recipe, path) as observer,
@@ -133,6 +145,9 @@ def _train(recipe: Recipe, path: Path, resume: bool, override: bool, progress: P
         except InputError:  # a teacher that does not fit, say: leave no run behind that nothing was trained in
             if ranks.first and not resume and not any(path.rglob("*.pt")):
                 run.discard()
+            raise
+        except RunDirectoryGoneError:
+            folder.check()  # of a teacher's directory and the run's own the latter is what counts
             raise
         except (DivergedError, StorageError, RankLostError) as error:
             if not error.complete:  # a teacher's run has said it already

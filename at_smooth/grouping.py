@@ -31,9 +31,10 @@ def recorded(run: Run) -> dict[str, Any]:
 
     Raises:
         FileError: It is not the whole recipe that a run writes down.
+        RunError: It is not what the run was trained with.
     """
-    recipe: dict[str, Any] = yaml_of(run.path / "recipe.yaml", RecordedRecipe)
-    return recipe
+    yaml_of(run.path / "recipe.yaml", RecordedRecipe)
+    return run.recorded
 
 
 def setting(recipe: dict[str, Any], apart_from: Sequence[str] = ()) -> str:

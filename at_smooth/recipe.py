@@ -193,6 +193,30 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], ignoring: Collection[str] = ()) -> dict[str, str]:
+    """The fields and plugins' options in which two recipes in plain types differ, of those that both have.
+
+    Args:
+        before: One recipe.
+        now: The other.
+        ignoring: Fields that may differ.
+
+    Returns:
+        By name, the two values in words.
+    """
+    changed = {}
+    for field in before:
+        if field not in now or field in ignoring:
+            continue
+        one, other = before[field], now[field]
+        if field.endswith("_options") and isinstance(one, dict) and isinstance(other, dict):
+            inner = differences(one, other)
+            changed.update({f"{field}.{name}": f"{field}.{words}" for name, words in inner.items()})
+        elif not _same(other, one):
+            changed[field] = f"{field} was {one}, is now {other}"
+    return changed
+
+
 def absolute(path: Path) -> Path:
     """A path that means the same from any folder.
 

@@ -16,6 +16,8 @@ from at_smooth.engine import Engine
 from at_smooth.exceptions import DataError, RunError
 from at_smooth.experiment import planned_teachers, prepare_data, train
 from at_smooth.interfaces import Dataset, Size
+from at_smooth.lock import NAME as LOCK
+from at_smooth.lock import FileLock
 from at_smooth.network import build_network
 from at_smooth.presets import Table, TableRow, recipe_from
 from at_smooth.progress import Progress
@@ -74,6 +76,7 @@ def carry_out(planned: list[Planned], progress: Progress, override: bool = False
     for number, item in enumerate(planned, start=1):
         head = f"[{number}/{len(planned)}] {item.row.name}"
         if item.run:
+            FileLock(item.path / LOCK).remove_leftover()
             progress.note(f"{head}: done before")
             continue
         begun = (item.path / "recipe.yaml").is_file()

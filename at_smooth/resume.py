@@ -38,7 +38,10 @@ def refuse_another(run: Run, content: dict[str, Any], recipe: Recipe, fingerprin
 
     Raises:
         RunError: Recipe, data or versions differ; the message names each difference.
+        CheckpointError: The state is of another run.
     """
+    if content:
+        run.refuse_other(run.checkpoint("last"), content)
     changed = run.recipe.differences(recipe)
     other = [words for field, words in changed.items() if field not in HARMLESS]
     if other:
@@ -121,6 +124,7 @@ def _check_optimizer(engine: Engine, state: dict[str, Any]) -> None:
 def _best_weights(run: Run, weights: str, epoch: Any) -> dict[str, Tensor]:
     path = run.checkpoint(BEST[weights])
     content = checkpoint.load(path)
+    run.refuse_other(path, content)
     with checkpoint.fitting(path):
         if content["row"]["epoch"] != epoch:
             raise CheckpointError(

@@ -11,6 +11,7 @@ import shutil
 import statistics
 import sys
 import time
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,13 +22,13 @@ import torch
 from at_smooth import checkpoint, files, records
 from at_smooth._version import __version__
 from at_smooth.engine import Engine
-from at_smooth.exceptions import DivergedError, FileError, RunError
+from at_smooth.exceptions import CheckpointError, DivergedError, FileError, RunError
 from at_smooth.lock import NAME as LOCK
 from at_smooth.measuring import COLUMNS, Row, rows_of
 from at_smooth.observer import Observer
 from at_smooth.ranks import Ranks
 from at_smooth.reading import json_of, text_of
-from at_smooth.recipe import Recipe
+from at_smooth.recipe import HARMLESS, Recipe, differences, read_yaml
 from at_smooth.versions import installed, versions
 
 Summary = dict[str, Any]
@@ -37,6 +38,10 @@ BEST = {"raw": "best", "smoothed": "best_smoothed"}
 _WRITTEN = ("recipe.yaml", "environment.json", "metrics.csv", "summary.json", "curves.png", "divergence.pt")
 _SAVE_EVERY = 15 * 60  # seconds of a long epoch that a kill may cost
 _PREFIX = {"raw": "", "smoothed": "smoothed_"}
+
+
+#: What the unfinished runs were trained with whose ``recipe.yaml`` was compared, by its version.
+_trained_with: dict[tuple[Path, int, int, int], dict[str, Any]] = {}
 
 
 class Run:
@@ -79,8 +84,60 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        """The resolved recipe."""
-        return Recipe.from_yaml(self.path / "recipe.yaml")
+        """What it is trained with; see :attr:`recorded`."""
+        return Recipe(self.path / "recipe.yaml", **self.recorded)
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What it is trained with, in plain types, whether or not the plugins are installed here.
+
+        That is what its summary says, or before the end its state to resume from; before anything was saved,
+        ``recipe.yaml``. Fields that change nothing about what is trained are as ``recipe.yaml`` has them.
+
+        Raises:
+            RunError: ``recipe.yaml`` says otherwise.
+        """
+        file = self.path / "recipe.yaml"
+        written, trained = read_yaml(file), self._trained_with()
+        changed = differences(trained, written, ignoring=HARMLESS)
+        if changed:
+            raise RunError(
+                f"{file} is not what the run was trained with: {'; '.join(changed.values())}. Put it back, or train "
+                f"the changed recipe as a new run: at-smooth train --recipe {file} --out NEW"
+            )
+        return {**written, **trained, **{field: written[field] for field in HARMLESS if field in written}}
+
+    def _trained_with(self) -> dict[str, Any]:
+        """The recipe in the summary, or in ``last.pt``; empty before anything was saved."""
+        if self.finished:
+            recipe: dict[str, Any] = self.summary["recipe"]
+            return recipe
+        last, found = self.checkpoint("last"), (self.path / "recipe.yaml").stat()
+        if not last.is_file():
+            return {}
+        version = (self.path.absolute(), found.st_mtime_ns, found.st_size, found.st_ino)
+        if version not in _trained_with:  # a large file, which may be replaced at any moment, is not read for each look
+            with checkpoint.fitting(last):
+                _trained_with[version] = dict(checkpoint.load(last)["recipe"])
+        return _trained_with[version]
+
+    def refuse_other(self, path: Path, content: dict[str, Any]) -> None:
+        """Refuse a checkpoint that was trained with another recipe.
+
+        Args:
+            path: The file, for the message.
+            content: What it holds.
+
+        Raises:
+            CheckpointError: It was.
+        """
+        with checkpoint.fitting(path):
+            changed = differences(self.recorded, content["recipe"], ignoring=HARMLESS)
+        if changed:
+            raise CheckpointError(
+                f"{path} is not of the run {self.path}: {'; '.join(changed.values())}. Put the file back that "
+                f"belongs here."
+            )
 
     @property
     def finished(self) -> bool:
@@ -139,11 +196,23 @@ class Recorder(Observer):
         recipe: What is trained.
         fingerprint: The data's.
         ranks: Who trains; the first of them writes.
+        teachers: The digest of each teacher's weights, by name; filled in before training begins.
+        check: Called before each write; raises where the run directory is no longer the one that was begun.
     """
 
-    def __init__(self, run: Run, recipe: Recipe, fingerprint: str, ranks: Ranks | None = None) -> None:
+    def __init__(
+        self,
+        run: Run,
+        recipe: Recipe,
+        fingerprint: str,
+        ranks: Ranks | None = None,
+        teachers: Mapping[str, str] | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self._run = run
         self._ranks = ranks or Ranks()
+        self._teachers = {} if teachers is None else teachers
+        self._check = check
         self._recipe = recipe
         self._saved_at = time.monotonic()
         self._identity: dict[str, Any] = {
@@ -154,7 +223,9 @@ class Recorder(Observer):
 
     def started(self, engine: Engine) -> None:
         """Note on what it runs; write again what a killed run may not have come to write."""
-        self._identity.update(shape=list(engine.data.shape), num_classes=engine.data.num_classes)
+        self._identity.update(
+            shape=list(engine.data.shape), num_classes=engine.data.num_classes, teachers=dict(self._teachers)
+        )
         self._write("environment.json", _json(self._environment()))
         self._after_last(engine, [name for name, best in engine.best.items() if best.row.get("epoch") == engine.epoch])
 
@@ -195,6 +266,7 @@ class Recorder(Observer):
             },
         )
         if self._ranks.first:
+            self._check()
             draw_curves(engine.history, engine.settings.decays(), self._run.path / "curves.png")
         examples = {"val": engine.data.val.n, "test": engine.data.test.n}
         summary = {**summarize(engine.history, _best_rows(engine), self._recipe), "examples": examples}
@@ -213,12 +285,14 @@ class Recorder(Observer):
     def _save(self, path: Path, content: dict[str, Any]) -> None:
         if not self._ranks.first:
             return
+        self._check()
         with files.storing(path.parent):
             path.parent.mkdir(exist_ok=True)
         checkpoint.save(path, {**self._identity, **content})
 
     def _write(self, name: str, content: bytes) -> None:
         if self._ranks.first:
+            self._check()
             files.write_atomically(self._run.path / name, content)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+from at_smooth.early_words import launcher_died
 from at_smooth.engine import Engine
 from at_smooth.exceptions import Interrupted
 from at_smooth.interruption import SIGNALS, put_back
@@ -23,7 +24,8 @@ class Stopper(Observer):
     one is not kept waiting: it goes where it would have gone without this.
 
     Several ranks stop together, after the same step, whoever of them got a signal. A second one changes nothing then:
-    torchrun sends it to every process that a Ctrl-C has reached already.
+    torchrun sends it to every process that a Ctrl-C has reached already. Where torchrun itself is gone, killed, they
+    stop as by SIGTERM.
 
     Args:
         save: Saves the engine's state; called on every rank.
@@ -57,7 +59,7 @@ class Stopper(Observer):
 
     def finished(self, engine: Engine) -> None:
         """Nothing is left to save."""
-        came = self._agreed()
+        came = self._ranks.largest(self._came or 0)
         self._let_go()
         if came:
             os.kill(os.getpid(), came)
@@ -73,11 +75,12 @@ class Stopper(Observer):
         if came:
             self._save(engine)
             self._ranks.wait()  # until the first has saved: torchrun ends all when one has ended
-            raise Interrupted(came, f"stopped {engine.where()}, and saved", saved=True)
+            why = "torchrun is gone; " if launcher_died() else ""
+            raise Interrupted(came, f"{why}stopped {engine.where()}, and saved", saved=True)
 
     def _agreed(self) -> int:
         """The signal that came to any rank, or 0."""
-        return self._ranks.largest(self._came or 0)
+        return self._ranks.largest(self._came or (signal.SIGTERM if launcher_died() else 0))
 
     def _let_go(self) -> None:
         put_back(self._before)

@@ -5,30 +5,36 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
-import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
-from at_smooth import checkpoint, files, registry
+from at_smooth import checkpoint, registry
 from at_smooth._version import __version__
 from at_smooth.attacks import AttackSpec
-from at_smooth.exceptions import CheckpointError, StorageError
+from at_smooth.digest import digest_of
+from at_smooth.exceptions import CheckpointError
 from at_smooth.network import network_from
-from at_smooth.recipe import CIRCUMSTANCES, Recipe, plugins_in
+from at_smooth.recipe import CIRCUMSTANCES, HARMLESS, Recipe, differences, plugins_in
 from at_smooth.runtime import Runtime
+from at_smooth.teacher_cache import CachedTeacher, copy_file, remove_leftovers
+from at_smooth.torchrun import stop_without_launcher
 from at_smooth.trust import check
 from at_smooth.versions import plugin_versions
 
 if TYPE_CHECKING:
     from at_smooth.engine import Engine
 
-#: What the cache keeps of a teacher's run.
-_KEPT = ("recipe.yaml", "environment.json", "metrics.csv", "summary.json", "curves.png", "checkpoints/best.pt")
+#: What becomes of a self-teacher: the run has it, has to train it, or waits for another process that does.
+Found = Literal["found", "train", "wait"]
+
+_LOOK_EVERY = 0.2  # seconds between two looks at a teacher that another process trains
+_ROUND = 5.0  # seconds of such looks, after which all ranks meet
 
 
 class TrainedOnTheSpot:
@@ -93,14 +99,23 @@ class Kinship:
     shape: tuple[int, int, int]
     num_classes: int
 
-    def refuse_stranger(self, content: dict[str, Any], source: Path) -> None:
+    def refuse_stranger(self, content: dict[str, Any], source: Path, recipe: Recipe | None = None) -> None:
         """Refuse a checkpoint that cannot teach this student.
 
+        Args:
+            content: What the file holds.
+            source: The file.
+            recipe: What it has to be trained with; None for any recipe of a teacher that the user brings.
+
         Raises:
-            CheckpointError: It is of another architecture, another data set or another split.
+            CheckpointError: It is of another architecture, another data set or another split, or was trained otherwise.
         """
         with checkpoint.fitting(source):
             reasons = self._reasons(content)
+            if recipe is not None:
+                ignored = {*CIRCUMSTANCES, *HARMLESS}
+                changed = differences(content["recipe"], recipe.to_dict(), ignored).values()
+                reasons += [f"it was trained with another recipe ({'; '.join(changed)})"] if changed else []
         if reasons:
             raise CheckpointError(f"the teacher {source} does not fit the student: {'; '.join(reasons)}.")
         _weights(content, source)
@@ -162,10 +177,13 @@ class SelfTeachers:
 
     Args:
         kinship: The student's, which teachers must fit.
-        folder: The ``teachers/`` of the student's run, which gets a copy (a hard link where there are such).
+        folder: The ``teachers/`` of the student's run, which gets a copy.
         runtime: Where the teachers run.
         train: Trains a recipe into a directory, or continues there.
         note: Told in words where each teacher comes from.
+
+    Attributes:
+        digests: A digest of the weights of each teacher that was asked for, by its name.
     """
 
     def __init__(
@@ -176,71 +194,111 @@ class SelfTeachers:
         train: Callable[[Recipe, Path, str], None],
         note: Callable[[str], None],
     ) -> None:
+        self.digests: dict[str, str] = {}
         self._kinship = kinship
         self._folder = folder
         self._runtime = runtime
         self._train = train
         self._note = note
+        self._expected: dict[str, Any] = {}
+
+    def expect(self, digests: Any) -> None:
+        """Refuse teachers that are not those of a run which is continued: their digests then."""
+        self._expected = digests if isinstance(digests, dict) else {}
 
     def get(self, method: str, path: Path | None = None, **changes: Any) -> nn.Module:
         """A teacher, frozen, in eval mode.
 
         Raises:
-            CheckpointError: The checkpoint at ``path`` is unreadable, or from another architecture, data set or split.
+            CheckpointError: The checkpoint at ``path`` is unreadable, or from another architecture, data set or split;
+                or the run's teacher is not the one that it was begun with.
         """
         name = _kind(method, changes)
         own = self._folder / name / "checkpoints" / "best.pt"
-        if path is None:
-            self._find_or_train(name, teacher_recipe(self._kinship.recipe, method, **changes))
-        content = self._runtime.ranks.by_first(lambda: self._content(name, path, own))
+        recipe = None if path is not None else teacher_recipe(self._kinship.recipe, method, **changes)
+        if recipe is not None:
+            self._find_or_train(name, recipe)
+        content = self._runtime.ranks.by_first(lambda: self._content(name, path, recipe, own))
         network = network_from(content, self._kinship.recipe, _weights(content, own), own)
         return self._runtime.teacher(network)
 
-    def _content(self, name: str, path: Path | None, own: Path) -> dict[str, Any]:
+    def _content(self, name: str, path: Path | None, recipe: Recipe | None, own: Path) -> dict[str, Any]:
         """What the checkpoint holds, of which the run has a copy."""
         if path is not None and not own.is_file():
             source = _checkpoint_at(path)
             self._kinship.refuse_stranger(checkpoint.load(source), source)
-            _link(source, own)
+            copy_file(source, own)
             self._note(f"teacher '{name}': {source}")
         content = checkpoint.load(own)
-        self._kinship.refuse_stranger(content, own)
+        self._kinship.refuse_stranger(content, own, recipe)
+        digest = digest_of(dict(_weights(content, own)))
+        if self._expected.get(name, digest) != digest:
+            raise CheckpointError(
+                f"{own} does not hold the weights that this run has learned from so far. Put the file back that was "
+                f"there, or start a new run with --out."
+            )
+        self.digests[name] = digest
         return content
 
     def _find_or_train(self, name: str, recipe: Recipe) -> None:
-        own = self._folder / name
-        cached = cache_directory() / "teachers" / teacher_key(recipe, self._kinship.fingerprint)
-        if not self._runtime.ranks.by_first(lambda: self._found(name, own, cached)):
-            self._train(recipe, own, name)
-        self._runtime.ranks.by_first(lambda: self._keep(own, cached))
+        """Have the teacher in the run: from an earlier start, from the cache, or trained; together."""
+        own, ranks = self._folder / name, self._runtime.ranks
+        cached = CachedTeacher(teacher_key(recipe, self._kinship.fingerprint))
+        waiting = False
+        try:
+            while (found := ranks.by_first(partial(self._look, name, own, recipe, cached, waiting))) == "wait":
+                waiting = True  # in rounds, since other ranks wait for the first no longer than their patience
+                stop_without_launcher(ranks, f"stopped, waiting for the self-teacher '{name}'")
+            if found == "train":
+                self._train(recipe, own, name)
+            ranks.by_first(lambda: self._keep(own, cached))
+        finally:
+            cached.release()
 
-    def _found(self, name: str, own: Path, cached: Path) -> bool:
-        """Whether the run has the teacher, taken from the cache perhaps."""
-        begun, done = (own / "recipe.yaml").is_file(), (own / "summary.json").is_file()
-        if not begun and self._usable(cached):
-            _copy_run(cached, own)
-            self._note(f"self-teacher '{name}': reused from the cache ({cached})")
-            return True
-        if not done:
-            self._note(f"self-teacher '{name}': {'continued' if begun else 'trained first, then cached'}")
-        return done
+    def _look(self, name: str, own: Path, recipe: Recipe, cached: CachedTeacher, waiting: bool) -> Found:
+        """Whether the run has the teacher now, or has to train it, or to wait a little longer for who is at it."""
+        if (own / "summary.json").is_file():
+            return "found"
+        if (own / "checkpoints" / "last.pt").is_file():
+            cached.claim()  # whoever has it trains its own; this one goes on with what it began
+            self._note(f"self-teacher '{name}': continued")
+            return "train"
+        if not waiting:
+            remove_leftovers()
+        patience = time.monotonic() + _ROUND
+        while True:
+            claimed = cached.claim()
+            if cached.finished and self._usable(cached, recipe, claimed):
+                cached.copy_to(own)
+                self._note(f"self-teacher '{name}': reused from the cache ({cached.path})")
+                return "found"
+            if claimed:
+                cached.remove()  # what could not be used
+                self._note(f"self-teacher '{name}': trained first, then cached")
+                return "train"
+            if not waiting:
+                waiting = True
+                self._note(
+                    f"self-teacher '{name}': {cached.owner()} trains the same one for another run; waiting for it"
+                )
+            if time.monotonic() > patience:
+                return "wait"
+            time.sleep(_LOOK_EVERY)
 
-    def _keep(self, own: Path, cached: Path) -> None:
+    def _keep(self, own: Path, cached: CachedTeacher) -> None:
         """Put a teacher that was trained here into the cache."""
         last = own / "checkpoints" / "last.pt"
         if last.is_file():
-            _publish(own, cached)
+            cached.publish(own)
             last.unlink()  # nothing to resume; the optimiser's state is large
 
-    def _usable(self, cached: Path) -> bool:
-        if not (cached / "summary.json").is_file():
-            return False
-        best = cached / "checkpoints" / "best.pt"
+    def _usable(self, cached: CachedTeacher, recipe: Recipe, claimed: bool) -> bool:
+        best = cached.path / "checkpoints" / "best.pt"
         try:
-            self._kinship.refuse_stranger(checkpoint.load(best), best)
+            self._kinship.refuse_stranger(checkpoint.load(best), best, recipe)
         except CheckpointError as error:
-            self._note(f"self-teacher in the cache is damaged and is trained again: {error}")
-            shutil.rmtree(cached, ignore_errors=True)
+            if claimed:
+                self._note(f"self-teacher in the cache is damaged and is trained again: {error}")
             return False
         return True
 
@@ -258,15 +316,6 @@ def teacher_key(recipe: Recipe, fingerprint: str) -> str:
     everything = json.dumps([shaping, fingerprint, plugin_versions(recipe), __version__], sort_keys=True)
     digest = hashlib.sha256(everything.encode()).hexdigest()[:16]
     return f"{recipe.dataset}-{recipe.model}-{recipe.method}-{digest}".replace(":", "_").replace("/", "_")
-
-
-def cache_directory() -> Path:
-    """Where teachers are kept between runs: ``AT_SMOOTH_CACHE``, or the user's cache directory."""
-    own = os.environ.get("AT_SMOOTH_CACHE")
-    if own:
-        return Path(own).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return (Path(shared) if shared else Path.home() / ".cache") / "at-smooth"
 
 
 def _kind(method: str, changes: dict[str, Any]) -> str:
@@ -295,39 +344,3 @@ def _weights(content: dict[str, Any], source: Path) -> dict[str, Tensor]:
 def _checkpoint_at(path: Path) -> Path:
     path = path.expanduser()
     return path / "checkpoints" / "best.pt" if path.is_dir() else path
-
-
-def _publish(own: Path, cached: Path) -> None:
-    """Put a finished teacher into the cache whole, or leave the one that another run put there meanwhile."""
-    aside = cached.with_name(f".{cached.name}.{os.getpid()}.part")
-    try:
-        _copy_run(own, aside)
-        os.rename(aside, cached)
-    except (OSError, StorageError):
-        pass  # someone was quicker, or the cache cannot be written; this run has its own copy
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _copy_run(source: Path, target: Path) -> None:
-    for name in _KEPT:  # the summary says that a run is finished, so the weights must be there before it
-        if name != "summary.json" and (source / name).is_file():
-            _link(source / name, target / name)
-    _link(source / "summary.json", target / "summary.json")
-
-
-def _link(source: Path, target: Path) -> None:
-    """A hard link, or a copy where the file system has none; files of runs are replaced, never changed in place."""
-    if target.exists() and target.samefile(source):
-        return
-    aside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    with files.storing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside.unlink(missing_ok=True)
-        try:
-            os.link(source, aside)
-        except OSError:
-            with source.open("rb") as file, files.replacing(target) as own:
-                shutil.copyfileobj(file, own)
-        else:
-            os.replace(aside, target)

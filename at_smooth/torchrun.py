@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import itertools
 import os
+import signal
 import time
 import traceback
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ import click
 import torch
 import torch.distributed as dist
 
+from at_smooth.early_words import launcher_died
 from at_smooth.exceptions import Interrupted, RankLostError, exit_code_of
 from at_smooth.interruption import ended_by_ctrl_c, ignore_signals, uninterrupted
 from at_smooth.ranks import Ranks
@@ -98,6 +100,16 @@ def process_group() -> Iterator[Ranks]:
     _hang_up()
 
 
+def stop_without_launcher(ranks: Ranks, words: str) -> None:
+    """End all ranks as by SIGTERM where the torchrun of one of them is gone, together.
+
+    Raises:
+        Interrupted: It is.
+    """
+    if ranks.largest(launcher_died()):
+        raise Interrupted(signal.SIGTERM, f"torchrun is gone; {words}")
+
+
 def _part(ranks: Ranks) -> None:
     """Wait, by the store, until no rank is in a collective: gloo ends a process whose partner hangs up in one."""
     patience = time.monotonic() + _FAREWELL
@@ -170,7 +182,8 @@ def last_words(text: str, error: BaseException) -> int:
     try:
         return _agreed_words(ranks_started(), text, error, exit_code)
     except RuntimeError:  # whoever held the store is gone
-        click.echo(text, err=True)
+        if ranks_started().first or not (isinstance(error, Interrupted) and error.saved):  # which all agreed on
+            click.echo(text, err=True)
         return exit_code
 
 

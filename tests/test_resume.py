@@ -4,17 +4,23 @@ import errno
 import itertools
 import os
 import random
+import shutil
 import signal
 import sys
 import time
 from contextlib import contextmanager
 
+import click
 import pytest
 import torch
+from click.testing import CliRunner
 
 from at_smooth import CheckpointError, Interrupted, Observer, Run, RunError, StorageError, checkpoint, registry, train
 from at_smooth import run as run_module
+from at_smooth.cli import cli
+from at_smooth.commands.interruptible import interruptible
 from at_smooth.progress import Silent
+from at_smooth.teacher_cache import cache_directory
 
 AUGMENTED = {"pool": 100, "crop": 1, "flip": True, "rotation": 10}
 
@@ -82,7 +88,7 @@ def test_a_teacher_is_stopped_and_continued_likewise(tiny, tmp_path, cache, monk
     progress = At("stepped", 5, signalled(signal.SIGTERM), role="at teacher")
     with pytest.raises(Interrupted, match="in epoch 2"):
         train(recipe, tmp_path / "run", progress=progress)
-    assert not (cache / "teachers").exists()
+    assert not list((cache / "teachers").iterdir())
     resumed = train(recipe, tmp_path / "run", resume=True)
     assert_same_outcome(train(recipe, tmp_path / "other"), resumed)
     monkeypatch.setenv("AT_SMOOTH_CACHE", str(tmp_path / "another-cache"))
@@ -339,3 +345,61 @@ def test_integers_in_the_place_of_floats_are_refused(stopped_run, part, name):
     checkpoint.save(last, content)
     with pytest.raises(CheckpointError, match=rf"last.pt.*{name} is torch.int64, not torch.float32"):
         train(recipe, path, resume=True)
+
+
+@pytest.mark.parametrize("role", ["student", "at teacher"])
+def test_a_run_that_is_moved_away_says_so_and_goes_on_elsewhere(tiny, tmp_path, assert_same_outcome, role):
+    recipe, place = tiny(regularizer="kd-adv"), tmp_path / "run"
+    whole = train(recipe, tmp_path / "whole")
+    shutil.rmtree(cache_directory())
+    moving = At("stepped", 8, lambda: place.rename(tmp_path / "moved"), role)
+    with (
+        pytest.raises(StorageError, match=rf"the run directory {place} is gone: .*--out NEW_PLACE --resume") as caught,
+        interruptible(lambda: "advice"),
+    ):
+        train(recipe, place, progress=moving)
+    assert not any(words in str(caught.value) for words in ("Make room", "advice", "stands", "Nothing had been saved"))
+    assert not place.exists()
+    assert_same_outcome(whole, train(recipe, tmp_path / "moved", resume=True))
+
+
+def test_a_new_run_in_its_place_is_not_written_into(tiny, tmp_path, contents):
+    place = tmp_path / "run"
+    other = train(tiny(seed=1), tmp_path / "other")
+
+    def exchange():
+        place.rename(tmp_path / "moved")
+        other.path.rename(place)
+
+    before = {path.name: content for path, content in contents(other.path).items()}
+    with pytest.raises(StorageError, match="is gone"):
+        train(tiny(), place, progress=At("stepped", 8, exchange))
+    assert {path.name: content for path, content in contents(place).items()} == before
+
+
+def test_a_second_ctrl_c_does_not_cost_the_advice(tiny, tmp_path):
+    def twice():
+        signalled(signal.SIGINT)()
+        signalled(signal.SIGINT)()
+
+    def advice():
+        signalled(signal.SIGINT)()  # and a third
+        return "go on so"
+
+    with pytest.raises(Interrupted, match=r"^stopped; go on so$"), interruptible(advice):
+        train(tiny(), tmp_path / "run", progress=At("stepped", 2, twice))
+    with pytest.raises(Interrupted, match=r"epoch 1, .*saved; go on so$"), interruptible(advice):
+        train(tiny(), tmp_path / "run", resume=True, progress=At("stepped", 1, signalled(signal.SIGINT)))
+
+
+def test_a_ctrl_c_after_the_advice_does_not_take_it_back():
+    @click.command()
+    def stopped():
+        try:
+            raise Interrupted(signal.SIGTERM, "stopped; go on so")
+        finally:
+            raise KeyboardInterrupt
+
+    group = type(cli)("group", commands={"stopped": stopped})
+    result = CliRunner().invoke(group, ["stopped"])
+    assert (result.exit_code, result.stderr) == (143, "SIGTERM: stopped; go on so\n")

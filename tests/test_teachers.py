@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from at_smooth import CheckpointError, InputError, Run, Runtime, load_data, load_model, train
-from at_smooth.teachers import cache_directory, teacher_key, teacher_recipe
+from at_smooth.teacher_cache import cache_directory
+from at_smooth.teachers import teacher_key, teacher_recipe
 
 BOTH = {"regularizer": "kd-std-adv"}
 
@@ -107,7 +108,7 @@ def test_an_interrupted_teacher_is_continued(tiny, tmp_path, stopped_run, watch,
     whole = train(tiny(regularizer="kd-adv"), tmp_path / "whole")
     shutil.rmtree(cache)
     recipe, path = stopped_run(stop="at teacher", regularizer="kd-adv")
-    assert not (cache / "teachers").exists()
+    assert not list((cache / "teachers").iterdir())
     progress = watch()
     assert_same_outcome(whole, train(recipe, path, resume=True, progress=progress))
     assert "at teacher" in progress.roles
@@ -197,13 +198,64 @@ def test_the_cache_is_the_users_unless_named(monkeypatch, tmp_path, cache):
     assert cache_directory() == tmp_path / ".cache" / "at-smooth"
 
 
+def overwrite(path, other):
+    """Change a file in place, as cp does."""
+    with path.open("r+b") as file:
+        file.truncate()
+        file.write(other.read_bytes())
+
+
+@pytest.fixture
+def others(tiny, tmp_path):
+    """A run whose checkpoints fit those of others, and hold other weights."""
+    return train(tiny(lr=0.01), tmp_path / "others")
+
+
+def test_a_teacher_that_is_copied_over_changes_no_run(
+    tiny, plain_run, others, tmp_path, stopped_run, assert_same_outcome
+):
+    mine = tmp_path / "my.pt"
+    shutil.copy(plain_run.checkpoint("best"), mine)
+    changes = {"regularizer": "kd-adv", "regularizer_options": {"adv_teacher": str(mine)}}
+    whole = train(tiny(**changes), tmp_path / "whole")
+    recipe, path = stopped_run(**changes)
+    overwrite(mine, others.checkpoint("best"))
+    assert_same_outcome(whole, train(recipe, path, resume=True))
+
+
+def test_a_cached_teacher_that_is_changed_in_place_changes_no_run(
+    tiny, others, tmp_path, cache, stopped_run, assert_same_outcome
+):
+    whole = train(tiny(regularizer="kd-adv"), tmp_path / "whole")  # which put the teacher there
+    recipe, path = stopped_run(regularizer="kd-adv")  # which took it from there
+    (kept,) = (cache / "teachers").glob("*/checkpoints/best.pt")
+    overwrite(kept, others.checkpoint("best"))
+    assert_same_outcome(whole, train(recipe, path, resume=True))
+    teaching = "teachers/at/checkpoints/best.pt"
+    assert (whole.path / teaching).read_bytes() == (path / teaching).read_bytes() != kept.read_bytes()
+
+
+def test_another_teacher_in_the_run_is_refused(plain_run, others, stopped_run):
+    changes = {"regularizer": "kd-adv", "regularizer_options": {"adv_teacher": str(plain_run.path)}}
+    recipe, path = stopped_run(**changes)
+    own = path / "teachers" / "at" / "checkpoints" / "best.pt"
+    shutil.copy(others.checkpoint("best"), own)
+    with pytest.raises(CheckpointError, match=r"at/checkpoints/best\.pt does not hold the weights that this run"):
+        train(recipe, path, resume=True)
+    shutil.copy(plain_run.checkpoint("best"), own)
+    assert train(recipe, path, resume=True).finished
+
+
 @pytest.mark.slow
-def test_two_runs_at_once_share_no_half_trained_teacher(command, cache, tmp_path, assert_same_outcome):
+def test_two_runs_at_once_train_each_teacher_once(command, cache, tmp_path, assert_same_outcome):
     options = ["-D", "pool=100", "-N", "width=8", "-A", "steps=2", "--epochs", "4", "--regularizer", "kd-std-adv"]
     both = [command("train", *options, "--out", str(tmp_path / name)) for name in ("one", "other")]
+    said = ""
     for process in both:
-        _, errors = process.communicate()
+        out, errors = process.communicate()
         assert process.returncode == 0, errors
+        said += out
+    assert said.count("trained first, then cached") == 2
     assert_same_outcome(Run(tmp_path / "one"), Run(tmp_path / "other"))
     assert len(list((cache / "teachers").iterdir())) == 2  # nothing half-written is left over
 

@@ -209,6 +209,7 @@ def test_all_that_a_file_names_is_said_at_once(hostile):
     run = hostile("model", "os:system")
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     (run / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "method": "evil:Method", "smoother": "os:system"}))
+    (run / "checkpoints" / "last.pt").unlink()  # or else it would say what the run was trained with
     with pytest.raises(UntrustedError, match="--trust os:system --trust evil:Method ") as caught:
         load_data("run")
     assert "model os:system, method evil:Method, smoother os:system" in str(caught.value)

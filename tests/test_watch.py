@@ -1,4 +1,5 @@
 import io
+import json
 import os
 import re
 import signal
@@ -38,6 +39,12 @@ def unfinished(stopped_run):
     """A run of which two epochs are done."""
     _, path = stopped_run(smoother="ema")
     return Run(path)
+
+
+def finish(run, finished):
+    """Let a run look finished, with the figures of another."""
+    summary = {**finished.summary, "recipe": run.recorded}
+    (run.path / "summary.json").write_text(json.dumps(summary))
 
 
 def written(console):
@@ -154,27 +161,27 @@ def test_a_finished_run_is_shown_and_that_is_all(plain_run, more):
     assert ("epoch 4/4" in result.stdout) == (not more)
 
 
-def test_watching_goes_on_until_the_end(unfinished, smoothed_run, console):
+def test_watching_goes_on_until_the_end(unfinished, plain_run, console):
     screen = console(force_terminal=True)
     looks = []
 
     def pause(seconds):
         looks.append(seconds)
         if len(looks) == 3:
-            (unfinished.path / "summary.json").write_text("{}")
+            finish(unfinished, plain_run)
 
     follow(unfinished, screen, every=5.0, pause=pause)
     assert looks == [5.0] * 3
     assert "finished, 2 epochs" in written(screen)
 
 
-def test_elsewhere_each_epoch_is_a_line(unfinished, console):
+def test_elsewhere_each_epoch_is_a_line(unfinished, plain_run, console):
     pages = console()
 
     def pause(_):
         with (unfinished.path / "metrics.csv").open("a") as file:
             file.write(f"3,0.1,2.5,50,60,{40},,,,,,,1.0\n")
-        (unfinished.path / "summary.json").write_text("{}")
+        finish(unfinished, plain_run)
 
     follow(unfinished, pages, pause=pause)
     lines = written(pages).splitlines()

@@ -45,7 +45,7 @@ def audit(
     from at_smooth.results import keep_in_run, print_audit, report, write_json
     from at_smooth.runtime import Runtime, limited_threads
     from at_smooth.subject import find_subject
-    from at_smooth.teachers import cache_directory
+    from at_smooth.teacher_cache import cache_directory
 
     refuse_taken_file(json_file)
     try:

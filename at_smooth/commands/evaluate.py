@@ -53,7 +53,7 @@ def evaluate(
     from at_smooth.results import keep_in_run, print_results, report, write_json
     from at_smooth.runtime import Runtime, limited_threads
     from at_smooth.subject import find_subject
-    from at_smooth.teachers import cache_directory
+    from at_smooth.teacher_cache import cache_directory
 
     refuse_taken_file(json_file)
     subject = find_subject(source, wanted_from(given)).subset(n_examples, seed)

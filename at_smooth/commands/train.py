@@ -37,18 +37,20 @@ def train(out: Path | None, resume: bool, override: bool, dry_run: bool, **given
     from at_smooth.presets import recipe_from
     from at_smooth.printing import headline, plan
     from at_smooth.progress import Terminal
-    from at_smooth.recipe import Recipe, plugins_in
+    from at_smooth.recipe import Recipe, merge, plugins_in
     from at_smooth.report import rich_table, summary_rows
-    from at_smooth.run import refuse_taken
+    from at_smooth.run import Run, refuse_taken
     from at_smooth.torchrun import process_group
     from at_smooth.trust import trust_code
 
     def chosen() -> Recipe:
         source = given["recipe_name"]
         if resume and out is not None:
-            source = source or str(out / "recipe.yaml")
             if not (out / "recipe.yaml").is_file():
                 raise InputError(f"there is no run to resume at {out}: it holds no recipe.yaml.")
+            if not source:
+                trust_code(plugins_in(changes).values())
+                return Recipe(out / "recipe.yaml", **merge(Run(out).recorded, changes))
         return recipe_from(source, changes) if source else Recipe(**changes)
 
     def advice() -> str:
