@@ -53,7 +53,7 @@ def trust_code(names: Iterable[str]) -> None:
     Raises:
         PluginError: A name has a colon and is not of that form.
     """
-    _named.update(_code(name) for name in names if ":" in name)
+    _named.update(_code(name) for name in names if _is_code(name))
 
 
 def check(named: Mapping[str, str], source: Path | str) -> None:
@@ -67,7 +67,14 @@ def check(named: Mapping[str, str], source: Path | str) -> None:
         PluginError: A name has a colon and is not of the form ``package.module:name``.
         UntrustedError: Something is not trusted.
     """
-    unknown = {what: code for what, name in named.items() if ":" in name and not _is_trusted(code := _code(name))}
+    unknown = {}
+    for what, name in named.items():
+        try:
+            code = _code(name) if _is_code(name) else None
+        except PluginError as error:
+            raise PluginError(f"{source}: {what}: {error}") from None
+        if code and not _is_trusted(code):
+            unknown[what] = code
     if not unknown:
         return
     names = list(dict.fromkeys(code.name for code in unknown.values()))
@@ -88,7 +95,9 @@ def remember(names: Iterable[str]) -> str | None:
     Returns:
         None, or why it could not be written down, in words.
     """
-    codes = {code for code in map(_code, filter(_is_code, names)) if code.file is not None}
+    codes = {code for name in names if _is_code(name) and (code := _code(name)).file is not None}
+    if not codes:
+        return None
     known, problem = _remembered()
     if codes <= known:
         return None
@@ -105,7 +114,7 @@ def state_file() -> Path:
     """
     own = os.environ.get("AT_SMOOTH_STATE")
     if own:
-        folder = Path(own)
+        folder = Path(os.path.expanduser(own))
     else:
         from platformdirs import user_state_path
 

@@ -172,7 +172,7 @@ def test_a_function_imports_nothing_that_a_file_names(hostile, mark, what, how):
 @pytest.mark.parametrize("name", MALFORMED)
 def test_names_that_are_none_are_refused(hostile, mark, name):
     hostile("model", name)
-    with pytest.raises(PluginError, match=r"package\.module:name"):
+    with pytest.raises(PluginError, match=r"^run/checkpoints/final\.pt: model: .* package\.module:name"):
         load_model("run")
     assert not mark.exists()
 
@@ -455,6 +455,11 @@ def test_the_file_names_the_code_and_is_the_user_s_alone(own, state):
     assert entries == [{"name": "netmod:make", "file": str(own / "netmod.py")}]
     if os.name != "nt":
         assert file.stat().st_mode & 0o077 == 0
+
+
+def test_a_training_without_one_s_own_code_asks_for_no_place(monkeypatch, tiny, tmp_path):
+    monkeypatch.setattr(trust, "state_file", None)
+    train(tiny(epochs=1), tmp_path / "run")
 
 
 def test_a_training_that_never_begins_is_not_remembered(own, state, new_process):
