@@ -20,6 +20,8 @@ from at_smooth.exceptions import AtSmoothError, OptionError, PluginError
 from at_smooth.interfaces import Evaluator, Outcome, Task, percent
 from at_smooth.journal import Journal, Memory, digest, digest_of_model, digest_of_tensors, source_of
 from at_smooth.modes import kept_modes
+from at_smooth.network import refuse_probabilities
+from at_smooth.notes import notify
 from at_smooth.runtime import Runtime, fenced_randomness, full_float32
 from at_smooth.threat import Threat
 
@@ -291,10 +293,13 @@ def first_logits(model: nn.Module, part: Part) -> Tensor:
     Raises:
         OptionError: It fails on them.
     """
-    images = as_float(part.images[:_TRIED])
+    with torch.no_grad():
+        return _called(model, as_float(part.images[:_TRIED]))
+
+
+def _called(model: nn.Module, images: Tensor) -> Tensor:
     try:
-        with torch.no_grad():
-            logits: Tensor = model(images)
+        logits: Tensor = model(images)
     except Exception as error:  # anyone's code
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise OptionError(f"the model fails on images {tuple(images.shape)} ({reason}).") from None
@@ -319,6 +324,13 @@ def classes_of(model: nn.Module, part: Part) -> int:
         )
     if (logits >= 0).all() and torch.allclose(logits.sum(1), torch.ones(len(logits), device=logits.device), atol=1e-4):
         raise OptionError("the model gives probabilities; attacks need its logits. Leave its last softmax out.")
+    with torch.enable_grad():
+        refuse_probabilities(_called(model, as_float(images[:2]).requires_grad_().clone()))
+    if ((logits >= 0) & (logits <= 1)).all() and (logits != logits[0]).any():
+        notify(
+            f"the model's outputs all lie in [0, 1] on {len(logits)} images, as those of a sigmoid do. Attacks need "
+            f"logits: if it ends in one, leave that out"
+        )
     classes = int(logits.shape[1])
     if int(part.labels.max()) >= classes:
         raise OptionError(

@@ -51,10 +51,10 @@ def try_out(model: nn.Module, images: Tensor, num_classes: int, hint: str = "") 
         hint: What to say besides.
 
     Raises:
-        OptionError: The model fails, or its output is no tensor of shape (N, K).
+        OptionError: The model fails, its output is no tensor of shape (N, K), or it gives probabilities.
     """
     try:
-        with kept_modes(model), torch.no_grad():
+        with kept_modes(model), torch.enable_grad():  # so that the output knows what made it
             logits = model.eval()(images)
     except Exception as error:  # anyone's code
         reason = f"{type(error).__name__}: {error}"
@@ -65,6 +65,24 @@ def try_out(model: nn.Module, images: Tensor, num_classes: int, hint: str = "") 
         raise OptionError(
             f"on images {tuple(images.shape)} the model gives {found}; it should give logits {expected}. {hint}".strip()
         )
+    refuse_probabilities(logits)
+
+
+def refuse_probabilities(logits: Tensor) -> None:
+    """Refuse what comes straight out of a sigmoid or a softmax, whose gradients vanish where a model is sure.
+
+    Args:
+        logits: (N, K), made with gradients.
+
+    Raises:
+        OptionError: They are probabilities.
+    """
+    made_by = logits.grad_fn.name() if logits.grad_fn is not None else ""
+    for function in ("Sigmoid", "Hardsigmoid", "Softmax"):
+        if made_by.startswith(function):
+            raise OptionError(
+                f"the model gives probabilities; attacks need its logits. Leave its last {function.lower()} out."
+            )
 
 
 def build_network(

@@ -397,3 +397,10 @@ def test_a_model_without_one_logit_a_class_is_refused_before_it_trains(engine):
     trained = engine(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)))
     with pytest.raises(OptionError, match=r"gives \(2, 2\); it should give logits \(2, 3\)"):
         trained.fit()
+
+
+@pytest.mark.parametrize("last", [nn.Sigmoid(), nn.Softmax(1)])
+def test_a_model_that_gives_probabilities_is_refused_before_it_trains(engine, last):
+    trained = engine(nn.Sequential(nn.Flatten(), nn.Linear(16, 3), last))
+    with pytest.raises(OptionError, match=r"gives probabilities; .* Leave its last (sigmoid|softmax) out"):
+        trained.fit()

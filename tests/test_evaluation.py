@@ -1,6 +1,7 @@
 import io
 import random
 import threading
+import warnings
 from typing import ClassVar
 
 import numpy as np
@@ -9,7 +10,18 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from at_smooth import Evaluator, OptionError, Part, PluginError, Runtime, Threat, create, evaluate, evaluation_progress
+from at_smooth import (
+    AtSmoothWarning,
+    Evaluator,
+    OptionError,
+    Part,
+    PluginError,
+    Runtime,
+    Threat,
+    create,
+    evaluate,
+    evaluation_progress,
+)
 from at_smooth.confidence import wilson
 from at_smooth.evaluation import Watcher, classes_of
 from at_smooth.journal import Journal
@@ -293,6 +305,8 @@ class Giving(nn.Module):
     ("model", "words"),
     [
         (nn.Sequential(nn.Flatten(), nn.Softmax(1)), "probabilities"),
+        (nn.Sequential(nn.Flatten(), nn.Sigmoid()), "probabilities; .* Leave its last sigmoid out"),
+        (Giving(lambda pixels: nn.functional.hardsigmoid(pixels * 9)), "Leave its last hardsigmoid out"),
         (Giving(lambda pixels: pixels * float("nan")), "not finite"),
         (Giving(lambda pixels: pixels / 0), "not finite"),
         (Giving(lambda pixels: pixels[:, :1]), r"gives \(10, 1\)"),
@@ -314,6 +328,15 @@ def test_a_model_that_gives_no_logits_is_refused(model, words):
 )
 def test_unusual_logits_are_logits_all_the_same(make):
     evaluate(Giving(make), Pixels().part, {"clean": create("evaluators", "clean")}, THREAT, runtime=CPU)
+
+
+def test_outputs_between_0_and_1_are_said():
+    task, clean = Pixels(), {"clean": create("evaluators", "clean")}
+    with pytest.warns(AtSmoothWarning, match=r"all lie in \[0, 1\] on 10 images, as those of a sigmoid do"):
+        evaluate(Giving(lambda pixels: torch.sigmoid(pixels) + 0), task.part, clean, THREAT, runtime=CPU)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluate(Giving(lambda pixels: pixels - 0.5), task.part, clean, THREAT, runtime=CPU)
 
 
 @pytest.mark.parametrize(
