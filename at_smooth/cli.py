@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -31,10 +30,21 @@ from at_smooth.early_words import first_here, several, wait_to_speak
 from at_smooth.exceptions import AtSmoothError, InputError, Interrupted, exit_code_of, interruptions
 from at_smooth.interruption import ignore_signals
 from at_smooth.notes import printed_by
+from at_smooth.output import echo, lasting_output, output_failure, printable
 
 
 class _Group(click.Group):
     """Turns the family of errors into one message on standard error and an exit code."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        with lasting_output():
+            try:
+                return super().main(*args, **extra)
+            except SystemExit as end:
+                if not end.code and (reason := output_failure()):
+                    echo(f"Error: standard output could not be written ({reason}); the work itself is done.", err=True)
+                    raise SystemExit(InputError.exit_code) from None
+                raise
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         with _said_once(ctx):
@@ -52,11 +62,10 @@ def _said_once(ctx: click.Context) -> Iterator[None]:
     except AtSmoothError as error:
         _end(ctx, f"Error: {error}", error)
     except OSError as error:
-        if error.errno == errno.EPIPE:
-            raise
         _end(ctx, f"Error: {error}", error)
-    except click.ClickException:  # click says it
+    except click.ClickException as error:  # click says it
         wait_to_speak()
+        vars(error)["message"] = printable(error.message)
         raise
     except Interrupted as stop:
         _end(ctx, f"{stop.name}: {stop}", stop)
@@ -70,7 +79,7 @@ def _said_once(ctx: click.Context) -> Iterator[None]:
 
 def _print_note(text: str) -> None:
     if os.environ.get("RANK", "0") == "0" or not several():  # all ranks read the same data
-        click.echo(f"note: {text}", err=True)
+        echo(f"note: {text}", err=True)
 
 
 def _end(ctx: click.Context, text: str, error: BaseException) -> None:
@@ -78,7 +87,7 @@ def _end(ctx: click.Context, text: str, error: BaseException) -> None:
     if torchrun is not None and torchrun.can_agree():
         ctx.exit(torchrun.last_words(text, error))
     if first_here() or not isinstance(error, KeyboardInterrupt):  # Ctrl-C is everyone's, and torchrun only waits then
-        click.echo(wait_to_speak() + text, err=True)
+        echo(wait_to_speak() + text, err=True)
     ctx.exit(exit_code_of(error))
 
 

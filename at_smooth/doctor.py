@@ -13,7 +13,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from at_smooth import registry
 from at_smooth._version import __version__
@@ -30,6 +29,7 @@ from at_smooth.recipe import Recipe
 from at_smooth.run import Run
 from at_smooth.runtime import Runtime, describe
 from at_smooth.teacher_cache import cache_directory
+from at_smooth.terminal import Console
 from at_smooth.versions import installed
 
 _PACKAGES = (

@@ -6,11 +6,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from at_smooth.evaluation import Watcher
 from at_smooth.interfaces import Outcome
+from at_smooth.terminal import Console
 
 _SECONDS_BETWEEN_LINES = 10
 
@@ -22,10 +22,10 @@ def shown(console: Console) -> Iterator[Watcher]:
         yield _Lines(console)
         return
     columns = (
-        TextColumn("[bold]{task.description}"),
+        TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(bar_width=10),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
+        TextColumn("{task.fields[figures]}", markup=False),
         TextColumn("left"),
         TimeRemainingColumn(compact=True),
     )

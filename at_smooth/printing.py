@@ -7,8 +7,8 @@ import inspect
 import torch
 from pydantic.fields import FieldInfo
 from rich import box
-from rich.console import Console
 from rich.table import Table as Listing
+from rich.text import Text
 
 from at_smooth.data import held_out
 from at_smooth.experiment import planned_teachers, prepare_data
@@ -20,6 +20,7 @@ from at_smooth.registry import Entry
 from at_smooth.reproduce import Forecast, Planned, own_figures
 from at_smooth.runtime import Runtime, describe
 from at_smooth.teachers import Kinship
+from at_smooth.terminal import Console
 
 
 def listing(title: str, *columns: str) -> Listing:
@@ -30,13 +31,14 @@ def listing(title: str, *columns: str) -> Listing:
     return table
 
 
-def headline(recipe: Recipe) -> str:
+def headline(recipe: Recipe) -> Text:
     """What is about to be trained, in a line."""
     neutral = {Recipe.model_fields[field].default for field in ("regularizer", "smoother")}
     parts = [recipe.method, *(choice for choice in (recipe.regularizer, recipe.smoother) if choice not in neutral)]
-    return (
-        f"[bold]{' + '.join(parts)}[/bold]: {recipe.model} on {recipe.dataset}, {recipe.threat}, "
-        f"{recipe.epochs} epoch{'s' * (recipe.epochs > 1)}, seed {recipe.seed}"
+    return Text.assemble(
+        (" + ".join(parts), "bold"),
+        f": {recipe.model} on {recipe.dataset}, {recipe.threat}, "
+        f"{recipe.epochs} epoch{'s' * (recipe.epochs > 1)}, seed {recipe.seed}",
     )
 
 
@@ -90,7 +92,7 @@ def print_plugin(console: Console, entry: Entry) -> None:
     """What a plugin is, and its options."""
     plugin = entry.load()
     source = f"{entry.distribution} {entry.version}".strip()
-    console.print(f"[bold]{entry.name}[/bold] ({entry.kind}, from {source})", highlight=False)
+    console.print(Text.assemble((entry.name, "bold"), f" ({entry.kind}, from {source})"))
     console.print(inspect.getdoc(plugin) or "", highlight=False, markup=False)
     if not plugin.model_fields:
         console.print("\nNo options.")

@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
@@ -17,6 +16,7 @@ from at_smooth.exceptions import DivergedError
 from at_smooth.measuring import Row
 from at_smooth.observer import Observer
 from at_smooth.recipe import Recipe
+from at_smooth.terminal import Console
 
 
 class Progress(Protocol):
@@ -64,22 +64,23 @@ class Terminal:
             yield _Lines(self._console, role)
             return
         bars = Bars(
-            TextColumn("[bold]{task.description:<16}"),
+            TextColumn("{task.description:<16}", style="bold", markup=False),
             BarColumn(bar_width=10),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}", style="default"),
+            TextColumn("{task.fields[figures]}", style="default", markup=False),
             TextColumn("left"),
             TimeRemainingColumn(compact=True),
             console=self._console,
         )
         try:
-            yield _Bar(bars, role)
+            yield _Bar(self._console, bars, role)
         finally:
             bars.stop()
 
 
 class _Bar(Observer):
-    def __init__(self, bars: Bars, role: str) -> None:
+    def __init__(self, console: Console, bars: Bars, role: str) -> None:
+        self._console = console
         self._bars = bars
         self._role = role
         self._task = bars.add_task(role, total=None, figures="")
@@ -92,7 +93,7 @@ class _Bar(Observer):
         self._bars.update(self._task, completed=engine.epoch, figures=figures(engine, row))
 
     def diverged(self, engine: Engine, error: DivergedError) -> None:
-        _tell_of_retry(self._bars.console, self._role, engine, error)
+        _tell_of_retry(self._console, self._role, engine, error)
 
 
 class _Lines(Observer):

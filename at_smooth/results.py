@@ -11,9 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from at_smooth import records
 from at_smooth._version import __version__
@@ -21,6 +20,7 @@ from at_smooth.exceptions import FileError, StorageError
 from at_smooth.files import create, create_first_free
 from at_smooth.reading import json_of
 from at_smooth.subject import Subject
+from at_smooth.terminal import Console
 from at_smooth.threat import Threat
 
 Report = dict[str, Any]
@@ -91,7 +91,7 @@ def print_results(console: Console, content: Mapping[str, Any]) -> None:
     """The table that ends an evaluation, and what the evaluators had to say."""
     threat = Threat(**content["threat"])
     weights = "" if content["weights"] == content["checkpoint"] else f" ({content['weights']} weights)"
-    console.print(f"[bold]{escape(content['checkpoint'])}[/bold]{weights}", highlight=False, soft_wrap=True)
+    console.print(Text.assemble((content["checkpoint"], "bold"), weights), soft_wrap=True)
     title = f"{content['n']} {content['part']} examples of {content['dataset']}, {threat}"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="")
     table.add_column("evaluator", overflow="fold")
@@ -130,16 +130,14 @@ def print_transfer(console: Console, content: Mapping[str, Any]) -> None:
 def print_audit(console: Console, content: Mapping[str, Any]) -> None:
     """The verdicts of an audit, and the one over all."""
     threat = Threat(**content["threat"])
-    console.print(
-        f"[bold]{escape(content['checkpoint'])}[/bold] ({escape(content['weights'])})", highlight=False, soft_wrap=True
-    )
+    console.print(Text.assemble((content["checkpoint"], "bold"), f" ({content['weights']})"), soft_wrap=True)
     title = f"audit on {content['n']} {content['part']} examples of {content['dataset']}, {threat}"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="")
     table.add_column("check", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     table.add_column("what was found", overflow="fold")
     for name, result in content["results"].items():
-        verdict = "[green]sound[/green]" if result["sound"] else "[bold red]NOT SOUND[/bold red]"
+        verdict = Text("sound", "green") if result["sound"] else Text("NOT SOUND", "bold red")
         table.add_row(name, verdict, result["found"])
     console.print(table)
     if content["sound"]:

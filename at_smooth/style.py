@@ -158,6 +158,11 @@ def new_figure(width: float = COLUMN, height: float = 2.3) -> Figure:
     return figure
 
 
+def plain(text: str) -> str:
+    """Text that matplotlib draws as it is: a pair of dollar signs in a name begins no formula."""
+    return text.replace("$", r"\$")
+
+
 def legend_above(figure: Figure, columns: int | None = None) -> None:
     """A legend over all panels, where it covers no data.
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from at_smooth.exceptions import InputError
+from at_smooth.output import printable
 
 #: What has a meaning of its own in LaTeX, and what lacks in its usual fonts.
 _TEX = {
@@ -62,13 +63,13 @@ class Table:
                         collapse_padding=True)  # fmt: skip
         for number, column in enumerate(self.columns):
             words = number in self.words
-            table.add_column(Text(column), justify="left" if words else "right", overflow="fold")
+            table.add_column(Text(printable(column)), justify="left" if words else "right", overflow="fold")
         for row in self.rows:  # what belongs to a figure goes below it: wide figures exceed 80 columns
             cells = [
                 cell if number in self.words else cell.replace(" ± ", "\n± ").replace(" (", "\n(")
                 for number, cell in enumerate(row)
             ]
-            table.add_row(*map(Text, cells))
+            table.add_row(*(Text(printable(cell)) for cell in cells))
         table.caption = Text("\n".join(self.notes), style="dim") if self.notes else None
         table.caption_justify = "left"
         return table

@@ -18,13 +18,13 @@ from datetime import timedelta
 from importlib import import_module
 from typing import Any
 
-import click
 import torch
 import torch.distributed as dist
 
 from at_smooth.early_words import launcher_died
 from at_smooth.exceptions import Interrupted, RankLostError, exit_code_of
 from at_smooth.interruption import ended_by_ctrl_c, ignore_signals, uninterrupted
+from at_smooth.output import echo
 from at_smooth.ranks import Ranks
 
 #: What torchrun tells its processes.
@@ -183,7 +183,7 @@ def last_words(text: str, error: BaseException) -> int:
         return _agreed_words(ranks_started(), text, error, exit_code)
     except RuntimeError:  # whoever held the store is gone
         if ranks_started().first or not (isinstance(error, Interrupted) and error.saved):  # which all agreed on
-            click.echo(text, err=True)
+            echo(text, err=True)
         return exit_code
 
 
@@ -201,7 +201,7 @@ def _agreed_words(ranks: Ranks, text: str, error: BaseException, exit_code: int)
         return exit_code  # the first rank has said the same
     if isinstance(error, RankLostError) and store.add("loss", 1) > 1:
         return exit_code
-    click.echo(text if ranks.first or isinstance(error, RankLostError) else f"rank {ranks.number}: {text}", err=True)
+    echo(text if ranks.first or isinstance(error, RankLostError) else f"rank {ranks.number}: {text}", err=True)
     store.set("said", "")
     if ranks.first:
         store.set("told", str(exit_code))

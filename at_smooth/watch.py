@@ -6,7 +6,6 @@ import shlex
 import time
 from collections.abc import Callable
 
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
@@ -17,6 +16,7 @@ from at_smooth.measuring import Row
 from at_smooth.overfitting import drops_of
 from at_smooth.report_sections import duration
 from at_smooth.run import Run
+from at_smooth.terminal import Console
 from at_smooth.text_plot import Curve, plot
 
 _MOST_COLUMNS, _MOST_LINES = 120, 32

@@ -31,10 +31,9 @@ def analyze(name: str | None, runs: tuple[Path, ...], out: Path | None, options:
 
     Runs that differ in nothing but the seed share a setting. Without NAME, lists the analyses.
     """
-    from rich.console import Console
-
     from at_smooth import analysis, printing, registry
     from at_smooth.exceptions import InputError
+    from at_smooth.terminal import Console
 
     console = Console()
     if name is None:

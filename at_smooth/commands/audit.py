@@ -34,7 +34,6 @@ def audit(
     --n-examples says otherwise.
     """
     from pydantic import ValidationError
-    from rich.console import Console
 
     from at_smooth import audit as audits
     from at_smooth.audit_bench import Limits
@@ -46,6 +45,7 @@ def audit(
     from at_smooth.runtime import Runtime, limited_threads
     from at_smooth.subject import find_subject
     from at_smooth.teacher_cache import cache_directory
+    from at_smooth.terminal import Console
 
     refuse_taken_file(json_file)
     try:

@@ -35,9 +35,8 @@ def average(run: Path, first: int, every: int, last: int | None, bn: str, out: P
 
     A run keeps snapshots if it is trained with --keep-checkpoints every=N.
     """
-    from rich.console import Console
-
     from at_smooth.average import average_snapshots
+    from at_smooth.terminal import Console
 
     result = average_snapshots(run, first=first, every=every, last=last, bn=bn, out=out)
     console = Console()

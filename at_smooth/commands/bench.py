@@ -57,12 +57,12 @@ def bench(variants: tuple[str, ...], rounds: int, style: str, json_file: Path | 
     needs, and below 0 where the engine has faster layers; the rate is what torch's convolutions reach alone. Wants a
     quiet machine.
     """
-    from rich.console import Console
-
     from at_smooth.bench.rounds import measure
     from at_smooth.bench.workload import Variant
     from at_smooth.files import refuse_taken_file
+    from at_smooth.output import echo
     from at_smooth.results import write_json
+    from at_smooth.terminal import Console
 
     refuse_taken_file(json_file)
     chosen = [Variant.parse(text) for text in variants]
@@ -81,7 +81,7 @@ def bench(variants: tuple[str, ...], rounds: int, style: str, json_file: Path | 
         for line in measured.lines():
             console.print(line, highlight=False, markup=False, soft_wrap=True)
     else:
-        click.echo("\n".join([table.formatted(style), "", *(f"- {line}" for line in measured.lines())]))
+        echo("\n".join([table.formatted(style), "", *(f"- {line}" for line in measured.lines())]))
     if json_file:
         write_json(json_file, measured.to_dict())
 

@@ -16,13 +16,13 @@ def compare(runs: tuple[Path, ...], style: str) -> None:
 
     Runs that differ in nothing but the seed share a row, with mean and standard deviation.
     """
-    from rich.console import Console
-
+    from at_smooth.output import echo
     from at_smooth.report import comparison_rows, format_table, rich_table
     from at_smooth.run import Run
+    from at_smooth.terminal import Console
 
     rows = comparison_rows([Run(path) for path in runs])
     if style == "text":
         Console().print(rich_table(rows, "test accuracy of the reported weights, percent"))
     else:
-        click.echo(format_table(rows, style))
+        echo(format_table(rows, style))

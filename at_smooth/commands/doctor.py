@@ -8,8 +8,7 @@ import click
 @click.command()
 def doctor() -> None:
     """Print what a bug report needs, and test whether training, saving and resuming work here."""
-    from rich.console import Console
-
     from at_smooth.doctor import examine
+    from at_smooth.terminal import Console
 
     examine(Console())

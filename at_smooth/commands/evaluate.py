@@ -44,8 +44,6 @@ def evaluate(
     names = labels_of(with_ or ("clean", "pgd"))
     evaluators = evaluators_from(names, options)
 
-    from rich.console import Console
-
     from at_smooth import evaluation
     from at_smooth.evaluation_progress import shown
     from at_smooth.files import refuse_taken_file
@@ -54,6 +52,7 @@ def evaluate(
     from at_smooth.runtime import Runtime, limited_threads
     from at_smooth.subject import find_subject
     from at_smooth.teacher_cache import cache_directory
+    from at_smooth.terminal import Console
 
     refuse_taken_file(json_file)
     subject = find_subject(source, wanted_from(given)).subset(n_examples, seed)

@@ -35,6 +35,7 @@ def export(source: Path, style: str, out: Path | None, weights: Any, checkpoint:
     """  # fmt: skip
     from at_smooth.export import Publication, default_path
     from at_smooth.export import export as export_model
+    from at_smooth.output import echo
 
     folder = export_model(
         source,
@@ -43,6 +44,6 @@ def export(source: Path, style: str, out: Path | None, weights: Any, checkpoint:
         weights=weights,
         checkpoint=checkpoint,
         publication=Publication(**publication),
-        note=lambda text: click.echo(f"note: {text}", err=True),
+        note=lambda text: echo(f"note: {text}", err=True),
     )
-    click.echo(f"exported to {folder}; see {folder / 'README.md'}")
+    echo(f"exported to {folder}; see {folder / 'README.md'}")

@@ -17,12 +17,12 @@ def overfitting(runs: tuple[Path, ...], style: str) -> None:
     Runs that differ in nothing but the seed share a row. A remedy is set against the run without regularizer and
     smoother, where that is among them.
     """
-    from rich.console import Console
-
     from at_smooth.analysis import as_csv
     from at_smooth.exceptions import RunError
+    from at_smooth.output import echo
     from at_smooth.recovery import at_a_glance, figures, table
     from at_smooth.run import Run
+    from at_smooth.terminal import Console
 
     seen = at_a_glance([Run(path) for path in runs])
     if not seen:
@@ -30,4 +30,4 @@ def overfitting(runs: tuple[Path, ...], style: str) -> None:
     if style == "text":
         Console().print(table(seen).rich())
     else:
-        click.echo(as_csv(figures(seen)).rstrip() if style == "csv" else table(seen).formatted(style))
+        echo(as_csv(figures(seen)).rstrip() if style == "csv" else table(seen).formatted(style))

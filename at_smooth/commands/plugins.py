@@ -14,10 +14,10 @@ def plugins(kind: str | None, name: str | None) -> None:
     KIND is methods, regularizers, smoothers, datasets, models, ...; NAME is one of its plugins.
     """
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
     from at_smooth import registry
+    from at_smooth.terminal import Console
 
     console = Console()
     if kind and name:

@@ -23,9 +23,8 @@ def report(runs: tuple[Path, ...], out: Path | None, figures: str) -> None:
     Tables with intervals, robust overfitting at a glance, evaluations and audits, figures, differences of the recipes,
     environments, and the command that repeats each run. Tables also as Markdown and LaTeX.
     """
-    from rich.console import Console
-
     from at_smooth.html_report import write_report
+    from at_smooth.terminal import Console
 
     names = [name.strip() for name in figures.split(",") if name.strip() and name.strip() != "none"]
     with interruptible(lambda: "stopped; nothing was written"):

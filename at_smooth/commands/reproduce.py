@@ -33,11 +33,10 @@ def reproduce(
 
     Without TABLE, lists the tables. What is finished in --out is not run again, what was interrupted goes on.
     """
-    from rich.console import Console
-
     from at_smooth import presets, printing
     from at_smooth import reproduce as tables
     from at_smooth.progress import Terminal
+    from at_smooth.terminal import Console
 
     console = Console()
     if table is None:
@@ -49,7 +48,7 @@ def reproduce(
     chosen = presets.table(table)
     path = out or Path("runs") / (f"{table}-rehearsal" if rehearse else table)
     planned = tables.plan(chosen, path, changes_from(given), rehearse, preset)
-    console.print(f"[bold]{chosen.title}[/bold]", highlight=False)
+    console.print(chosen.title, style="bold")
     if dry_run:
         printing.print_forecast(console, planned)
         return

@@ -31,8 +31,6 @@ def train(out: Path | None, resume: bool, override: bool, dry_run: bool, **given
     if override and not resume:
         raise InputError("--override goes with --resume: it accepts harmless differences from how a run was begun.")
 
-    from rich.console import Console
-
     from at_smooth import experiment
     from at_smooth.presets import recipe_from
     from at_smooth.printing import headline, plan
@@ -40,6 +38,7 @@ def train(out: Path | None, resume: bool, override: bool, dry_run: bool, **given
     from at_smooth.recipe import Recipe, merge, plugins_in
     from at_smooth.report import rich_table, summary_rows
     from at_smooth.run import Run, refuse_taken
+    from at_smooth.terminal import Console
     from at_smooth.torchrun import process_group
     from at_smooth.trust import trust_code
 

@@ -31,8 +31,6 @@ def transfer(
     **given: Any,
 ) -> None:
     """Make adversarial examples on each RUN and judge them on all: rows are attacked, columns judge."""
-    from rich.console import Console
-
     from at_smooth import transfer as transfers
     from at_smooth.attacks import AttackSpec
     from at_smooth.evaluation import BATCH_SIZE
@@ -42,6 +40,7 @@ def transfer(
     from at_smooth.results import print_transfer, report, write_json
     from at_smooth.runtime import Runtime, limited_threads
     from at_smooth.subject import find_subject
+    from at_smooth.terminal import Console
 
     refuse_taken_file(json_file)
     if len(set(runs)) < len(runs) or transfers.CLEAN in runs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import click
@@ -19,17 +20,23 @@ def watch(context: click.Context, run: Path, once: bool, every: float) -> None:
 
     Where output is no terminal, a line an epoch. Watching changes nothing; Ctrl-C ends it, not the training.
     """
-    from rich.console import Console
-
     from at_smooth import watch as watching
+    from at_smooth.output import nobody_reads
     from at_smooth.run import Run
+    from at_smooth.terminal import Console
 
     followed, console = Run(run), Console()
+
+    def pause(seconds: float) -> None:
+        if nobody_reads():
+            context.exit()
+        time.sleep(seconds)
+
     try:
         with interruptible(lambda: "stopped watching"):
             if once:
                 watching.once(followed, console)
             else:
-                watching.follow(followed, console, every)
+                watching.follow(followed, console, every, pause)
     except KeyboardInterrupt as stop:
         context.exit(getattr(stop, "exit_code", 130))

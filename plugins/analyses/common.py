@@ -21,7 +21,7 @@ from at_smooth.analysis import Setting, settings_of
 from at_smooth.data import as_float, stratified_subset
 from at_smooth.experiment import Stored, Weights, Which, stored_weights
 from at_smooth.runtime import fenced_randomness, limited_threads
-from at_smooth.style import COLUMN, DOUBLE, Style, paper_style
+from at_smooth.style import COLUMN, DOUBLE, Style, paper_style, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -286,12 +286,12 @@ def draw_steps(axes: Axes, values: dict[str, dict[str, Summary]], styles: dict[s
 def draw_heading(axes: Axes, text: str) -> None:
     """A title at the left of a row of panels; it may be wider than the first, which it does not push aside."""
     axes.set_title(" " if text else "", loc="left")  # keeps the height free
-    axes.annotate(text, (0, 1), (0, 4), "axes fraction", "offset points", va="bottom").set_in_layout(False)
+    axes.annotate(plain(text), (0, 1), (0, 4), "axes fraction", "offset points", va="bottom").set_in_layout(False)
 
 
 def wrapped(label: str, characters: int = 34) -> str:
     """A label on as many lines as it needs."""
-    return textwrap.fill(label, characters, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(plain(label), characters, break_long_words=False, break_on_hyphens=False)
 
 
 def grid(count: int, most: int) -> tuple[int, int]:
