@@ -35,7 +35,6 @@ class Subject:
         run: The run directory that it comes from, if it does.
         data: All parts of its data set.
         threads: CPU threads on which it is fastest; None for torch's own number.
-        notes: What to tell the user of how it was found, a sentence each.
     """
 
     model: nn.Module
@@ -45,7 +44,6 @@ class Subject:
     data: Data
     run: Path | None = None
     threads: int | None = None
-    notes: tuple[str, ...] = ()
 
     def subset(self, n: int | None, seed: int) -> Subject:
         """The same with n of its examples, drawn by seed, the classes in their proportions; None keeps all.
@@ -147,7 +145,6 @@ def _made(source: str, wanted: Wanted) -> Subject:
             **_facts(wanted, None, data),
         },
         data=data,
-        notes=tuple(found.notes) if found else (),
     )
 
 

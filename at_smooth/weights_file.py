@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from at_smooth import foreign_file
 from at_smooth.exceptions import CheckpointError
+from at_smooth.notes import notify
 
 #: What wrappers of whole models are called in names: DataParallel, torch.compile, Lightning and many a script.
 _WRAPPERS = {"module", "model", "net", "network"}
@@ -94,7 +95,7 @@ class _Fit:
 def load_weights(model: nn.Module, file: Path | str, key: str | None = None) -> FoundWeights:
     """Load weights into a model, from what ``torch.save`` wrote of a state dict, or from safetensors.
 
-    The weights take the model's own precision.
+    The weights take the model's own precision. The user is notified of which were taken, where there was a choice.
 
     Args:
         model: Any module.
@@ -109,6 +110,8 @@ def load_weights(model: nn.Module, file: Path | str, key: str | None = None) -> 
         CheckpointError: The file is missing or unreadable, holds no weights that fit, or holds several.
     """
     found = find_weights(model, Path(file), key)
+    for note in found.notes:
+        notify(note)
     state = model.state_dict()  # with torch's notes on the versions of its layers
     state.update(found.state)
     try:

@@ -272,7 +272,7 @@ def test_averaged_weights_of_a_file_are_taken_and_it_is_said(folder):
     torch.save({"state_dict": raw, "state_dict_ema": state}, "w.pt")
     torch.save({name: value.half() for name, value in state.items()}, "half.pt")
     clean = ["--with", "clean"]
-    printed = succeed("my_models:net", *MADE, *clean, "--weights-file", "w.pt")
+    printed = call("my_models:net", *MADE, *clean, "--weights-file", "w.pt").stderr
     assert "note: w.pt holds raw and averaged weights; the averaged ones were taken, under 'state_dict_ema'" in printed
     files = {"w.pt": [], "half.pt": [], "zero": ["--weights-key", "state_dict"]}
     reports = {

@@ -57,8 +57,6 @@ def audit(
     if subject.part.n < audits.FEWEST:
         raise OptionError(f"--n-examples: {subject.part.n} examples tell nothing; give {audits.FEWEST} or more.")
     console = Console()
-    for note in subject.notes:
-        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     journal = Journal(cache_directory() / "evaluations")
     with interruptible(lambda: CARRIES_ON), limited_threads(subject.threads), shown(console) as watcher:
         verdicts = audits.audit(

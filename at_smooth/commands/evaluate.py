@@ -57,8 +57,6 @@ def evaluate(
     refuse_taken_file(json_file)
     subject = find_subject(source, wanted_from(given)).subset(n_examples, seed)
     console = Console()
-    for note in subject.notes:
-        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     journal = Journal(cache_directory() / "evaluations")
     size = evaluation.BATCH_SIZE if batch_size is None else batch_size
     with interruptible(lambda: CARRIES_ON), limited_threads(subject.threads), shown(console) as watcher:

@@ -52,8 +52,6 @@ def transfer(
     usual = {"steps": 20} if attack == "pgd" else {}
     spec = AttackSpec.parse(attack, first.threat, {**usual, **pairs_of(attack_options), "mode": "eval"})
     console = Console()
-    for note in dict.fromkeys(note for subject in subjects.values() for note in subject.notes):
-        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     size = BATCH_SIZE if batch_size is None else batch_size
     with interruptible(lambda: "nothing was written"), limited_threads(first.threads), shown(console) as watcher:
         found = transfers.transfer(
