@@ -7,7 +7,6 @@ import io
 import itertools
 import os
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 from at_smooth import registry
 from at_smooth.exceptions import InputError, StorageError, TakenError
 from at_smooth.files import create, usable_path
-from at_smooth.grouping import labels, recorded, setting
+from at_smooth.grouping import by_setting
 from at_smooth.interfaces import Analysis, Study
 from at_smooth.run import Run
 from at_smooth.style import as_png, as_svg
@@ -48,12 +47,9 @@ def settings_of(runs: Sequence[Run]) -> list[Setting]:
     twice = [str(run.path) for run, place in zip(runs, places, strict=True) if places.count(place) > 1]
     if twice:
         raise InputError(f"{twice[0]} is given twice; name each run once.")
-    recipes = {run.path: recorded(run) for run in runs}
-    groups: dict[str, list[Run]] = defaultdict(list)
-    for run in runs:
-        groups[setting(recipes[run.path])].append(run)
-    names = _shortened(labels([recipes[group[0].path] for group in groups.values()]))
-    return [Setting(name, tuple(group)) for name, group in zip(names, groups.values(), strict=True)]
+    groups = by_setting(runs)
+    names = _shortened([label for label, _ in groups])
+    return [Setting(name, tuple(group)) for name, (_, group) in zip(names, groups, strict=True)]
 
 
 def analyze(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from at_smooth.data_checks import check
+from at_smooth.digest import digest_of
 from at_smooth.exceptions import DataError
 from at_smooth.interfaces import Batch, Images
 from at_smooth.notes import notify
@@ -217,6 +218,10 @@ class Data:
                 digest.update(str((tuple(tensor.shape), tensor.dtype)).encode())
                 digest.update(tensor.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    def test_fingerprint(self) -> str:
+        """A digest of every image and label of the test part."""
+        return digest_of([self.test.images, self.test.labels])[:16]
 
     def pixel_statistics(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of the training pixels, by channel, in [0, 1] units.

@@ -17,13 +17,39 @@ REMEDIES = {field: Recipe.model_fields[field].default for field in ("regularizer
 
 def by_setting(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
     """Each setting by its name, with its runs, in the order of the runs given."""
-    groups: dict[str, list[Run]] = defaultdict(list)
-    recipes: dict[str, dict[str, Any]] = {}
-    for run in runs:
-        recipe = recorded(run)
-        groups[setting(recipe)].append(run)
-        recipes.setdefault(setting(recipe), recipe)
-    return list(zip(labels(list(recipes.values())), groups.values(), strict=True))
+    return grouped(runs, [recorded(run) for run in runs])
+
+
+def grouped(runs: Sequence[Run], recipes: Sequence[dict[str, Any]]) -> list[tuple[str, list[Run]]]:
+    """Each setting by its name, with its runs: those of the same recipe but for the seed, and of the same test images.
+
+    The recipe does not say where the images lie, so runs of different images may share it. Of a run that is not
+    finished, or by an older version, the images are not known; it goes with the first of its recipe.
+
+    Args:
+        runs: In the order in which the settings appear.
+        recipes: Of each run, every field in plain types.
+    """
+    keys = [(setting(recipe), tested_on(run)) for run, recipe in zip(runs, recipes, strict=True)]
+    known = {recipe: images for recipe, images in reversed(keys) if images}
+    groups: dict[tuple[str, str | None], list[Run]] = defaultdict(list)
+    recipe_of: dict[tuple[str, str | None], dict[str, Any]] = {}
+    for run, recipe, (name, images) in zip(runs, recipes, keys, strict=True):
+        key = name, images or known.get(name)
+        groups[key].append(run)
+        recipe_of.setdefault(key, recipe)
+    names = labels(list(recipe_of.values()))
+    twice = {name for name in names if names.count(name) > 1}
+    names = [
+        f"{name} (test images {images})" if name in twice else name
+        for name, (_, images) in zip(names, groups, strict=True)
+    ]
+    return list(zip(names, groups.values(), strict=True))
+
+
+def tested_on(run: Run) -> str | None:
+    """A digest of the test images that a finished run was measured on; None where it is not known."""
+    return run.summary.get("test_set") if run.finished else None
 
 
 def recorded(run: Run) -> dict[str, Any]:

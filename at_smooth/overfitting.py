@@ -2,17 +2,21 @@
 
 The terms:
 
-- **gap**: RA of the best epoch by validation, as in the tables, less the mean of the last five epochs.
 - **noise**: how much one measurement scatters from epoch to epoch, as a standard deviation. It is estimated from the
   distance of each measurement to the line through its two neighbours (Gasser, Sroka and Jennen-Steinmetz, Biometrika
   1986), by their median, so that neither a slow decline nor a drop of the learning rate counts as noise.
-- **smoothed RA**: the median of the measurements within two epochs on either side.
-- **decline**: the mean of the last five epochs is below the maximum of the smoothed RA by more than three times the
-  noise, and by at least one percentage point. On a flat history of 80 epochs chance alone makes fewer than one in a
-  hundred such.
-- **onset**: the last epoch at which the smoothed RA is within twice the noise of its maximum; from then on it stays
+- **smoothed RA**: the median of the measurements within two epochs on either side. (Smoothed over epochs; whether the
+  weights are averaged is another matter.)
+- **peak**: the maximum of the smoothed RA.
+- **fall**: the peak less the mean of the last five epochs.
+- **decline**: a fall of more than three times the noise, and of at least one percentage point. On a flat history of 80
+  epochs chance alone makes fewer than one in a hundred such.
+- **onset**: the last epoch at which the smoothed RA is within twice the noise of its peak; from then on it stays
   below. The slower the decline, the later it shows above the noise. Without noise the onset is exact to the two epochs
   of the smoothing.
+
+The best epoch *by validation*, which the tables of best, final and diff report, is none of these: validation may pick
+an epoch before or after the peak, so that a run that declines can still end above it.
 
 All of this is about one test set, the same in each epoch; how far another one would differ is in the intervals of the
 tables.
@@ -54,6 +58,7 @@ class Decline:
 
     Attributes:
         part: Whether RA is of the test set or, where that was never looked at, of the validation set.
+        peak: The maximum of the smoothed RA; None where nothing was measured.
         best: RA of the best epoch by validation; None where it was not measured.
         best_epoch: That epoch.
         last: Mean of what was measured in the last five epochs.
@@ -66,6 +71,7 @@ class Decline:
     """
 
     part: Literal["test", "val"]
+    peak: float | None
     best: float | None
     best_epoch: int | None
     last: float | None
@@ -77,9 +83,9 @@ class Decline:
     slope: float | None = None
 
     @property
-    def gap(self) -> float | None:
-        """Best less the mean of the last five epochs."""
-        return None if self.best is None or self.last is None else self.best - self.last
+    def fall(self) -> float | None:
+        """The peak less the mean of the last five epochs."""
+        return None if self.peak is None or self.last is None else self.peak - self.last
 
     @property
     def since_drop(self) -> int | None:
@@ -111,8 +117,10 @@ def decline_of(
         row = max(measured, key=lambda row: float(row[by] or 0), default=None)  # the first of equals, as in training
         best = (int(row["epoch"] or 0), float(row[column] or 0)) if row else None
     last = [value for _, value in _points(history[-_LAST:], column)]
+    curve = _running_median(points)
     facts: dict[str, Any] = {
         "part": part,
+        "peak": max((value for _, value in curve), default=None),
         "best": best[1] if best else None,
         "best_epoch": best[0] if best else None,
         "last": statistics.fmean(last) if last else None,
@@ -120,11 +128,10 @@ def decline_of(
     }
     if len(points) < LEAST_MEASUREMENTS or not last:
         return Decline(**facts, noise=None, verdict="too few measurements")
-    noise, curve = _noise(points), _running_median(points)
-    highest = max(value for _, value in curve)
-    if highest - facts["last"] < max(LEAST_FALL, _BEYOND * noise):
+    noise, peak = _noise(points), facts["peak"]
+    if peak - facts["last"] < max(LEAST_FALL, _BEYOND * noise):
         return Decline(**facts, noise=noise, verdict="no decline")
-    onset = max(epoch for epoch, value in curve if value >= highest - _WITHIN * noise)
+    onset = max(epoch for epoch, value in curve if value >= peak - _WITHIN * noise)
     return Decline(
         **facts,
         noise=noise,

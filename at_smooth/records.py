@@ -81,6 +81,7 @@ class Summary(_Record):
     reported: Literal["raw", "smoothed"]
     recipe: RecordedRecipe
     examples: dict[str, Count] | None = None
+    test_set: str | None = None
 
     @model_validator(mode="after")
     def _reports_what_it_has(self) -> Summary:

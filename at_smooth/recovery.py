@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from at_smooth.grouping import REMEDIES, by_setting, recorded, setting
+from at_smooth.grouping import REMEDIES, by_setting, recorded, setting, tested_on
 from at_smooth.overfitting import Decline, Weights, decline_in
 from at_smooth.run import Run
 from at_smooth.tables import Table
@@ -37,7 +37,7 @@ class Seen:
         weights: Which weights.
         declines: One of each run.
         is_baseline: Whether this is what the remedies are set against.
-        recovered: The share of the baseline's gap that the remedy closes, in percent; None where the baseline is not
+        recovered: The share of the baseline's fall that the remedy prevents, in percent; None where the baseline is not
             among the runs, or does not decline.
         regained: By how many points its last five epochs are above the baseline's; runs of the same seed are paired.
     """
@@ -49,7 +49,7 @@ class Seen:
     recovered: float | None = None
     regained: Figure | None = None
 
-    def mean(self, name: Literal["best", "last", "gap", "slope", "onset", "since_drop"]) -> Figure | None:
+    def mean(self, name: Literal["peak", "last", "fall", "slope", "onset", "since_drop"]) -> Figure | None:
         """One figure of the runs, of those that have it."""
         return Figure.of([value for decline in self.declines if (value := getattr(decline, name)) is not None])
 
@@ -60,7 +60,7 @@ class Seen:
 
 
 def at_a_glance(runs: Sequence[Run]) -> list[Seen]:
-    """Every setting, raw weights and smoothed, and what each remedy recovers of its baseline's gap.
+    """Every setting, raw weights and smoothed, and what each remedy recovers of its baseline's fall.
 
     A setting's baseline is the one that differs from it in regularizer and smoother alone, and has neither.
 
@@ -69,14 +69,12 @@ def at_a_glance(runs: Sequence[Run]) -> list[Seen]:
             epoch, and the label says so.
     """
     groups = [_finished(label, group) for label, group in by_setting(runs)]
-    baselines = {}
-    for _, group in groups:
-        recipe = recorded(group[0])
-        if all(recipe[field] == neutral for field, neutral in REMEDIES.items()):
-            baselines[_without_remedies(recipe)] = group
+    baselines = [
+        group for _, group in groups if all(recorded(group[0])[field] == neutral for field, neutral in REMEDIES.items())
+    ]
     seen = []
     for label, group in groups:
-        baseline = baselines.get(_without_remedies(recorded(group[0])))
+        baseline = next((other for other in baselines if _differ_in_remedies_alone(group, other)), None)
         for weights in ("raw", "smoothed"):
             found = {run: decline for run in group if (decline := decline_in(run, weights))}
             if not found:
@@ -93,7 +91,7 @@ def _finished(label: str, group: list[Run]) -> tuple[str, list[Run]]:
 
 
 def _compared(found: dict[Run, Decline], baseline: Sequence[Run]) -> tuple[float | None, Figure | None]:
-    """What a remedy recovers of the gap of a baseline, and the RA that it regains."""
+    """What a remedy recovers of the fall of a baseline, and the RA that it regains."""
     theirs = {recorded(run).get("seed"): decline for run in baseline if (decline := decline_in(run, "raw"))}
     part = next(iter(found.values())).part
     usual = Figure.of([other.last for other in theirs.values() if other.last is not None and other.part == part])
@@ -104,18 +102,24 @@ def _compared(found: dict[Run, Decline], baseline: Sequence[Run]) -> tuple[float
         twin = theirs.get(recorded(run).get("seed"))
         if decline.last is not None:
             regained.append(decline.last - (twin.last if twin and twin.last is not None else usual.mean))
-    own_gap = Figure.of([decline.gap for decline in found.values() if decline.gap is not None])
-    gap = Figure.of([other.gap for other in theirs.values() if other.gap is not None])
+    own_fall = Figure.of([decline.fall for decline in found.values() if decline.fall is not None])
+    fall = Figure.of([other.fall for other in theirs.values() if other.fall is not None])
     falls = sum(other.verdict == "declines" for other in theirs.values()) * 2 > len(theirs)
-    recovered = 100 * (gap.mean - own_gap.mean) / gap.mean if falls and gap and own_gap and gap.mean > 0 else None
+    recovered = 100 * (fall.mean - own_fall.mean) / fall.mean if falls and fall and own_fall and fall.mean > 0 else None
     return recovered, Figure.of(regained)
+
+
+def _differ_in_remedies_alone(group: Sequence[Run], other: Sequence[Run]) -> bool:
+    """Whether two settings share all but regularizer and smoother; their test images too, as far as these are known."""
+    images = {digest for each in (group, other) for run in each if (digest := tested_on(run))}
+    return len(images) < 2 and _without_remedies(recorded(group[0])) == _without_remedies(recorded(other[0]))
 
 
 def _without_remedies(recipe: dict[str, Any]) -> str:
     return setting(recipe, [name for field in REMEDIES for name in (field, f"{field}_options")])
 
 
-_COLUMNS = ["setting", "RA best", "last five", "gap", "onset", "per 10 epochs", "recovers", "regained"]
+_COLUMNS = ["setting", "RA peak", "last five", "fall", "onset", "per 10 epochs", "recovers", "regained"]
 
 
 def table(seen: Sequence[Seen]) -> Table:
@@ -126,9 +130,9 @@ def table(seen: Sequence[Seen]) -> Table:
             each.label
             + (f", {each.weights}" if each.label in both else "")
             + (f" ({len(each.declines)} runs)" if len(each.declines) > 1 else ""),
-            _cell(each.mean("best")),
+            _cell(each.mean("peak")),
             _last_five(each),
-            _cell(each.mean("gap")),
+            _cell(each.mean("fall")),
             _onset(each),
             _cell(_tenfold(each.mean("slope")), "+"),
             "baseline" if each.is_baseline else "-" if each.recovered is None else f"{each.recovered:.0f} %",
@@ -137,12 +141,11 @@ def table(seen: Sequence[Seen]) -> Table:
         for each in seen
     ]
     notes = [
-        "RA best: of the best epoch by validation; last five: mean and standard deviation of the last five epochs, or "
-        "over the seeds; gap: best less last five",
-        "onset: the last epoch with RA within noise of its maximum; in parentheses the last drop of the learning rate "
-        "and the epochs since; per 10 epochs: how fast RA falls from there",
-        "recovers: the share of the baseline's gap that is closed, over 100 % where it ends above its best; regained: "
-        "RA above the baseline's last five",
+        "RA peak: the highest of its running median over five epochs, whichever epoch validation picks; last five: "
+        "mean and standard deviation of the last five epochs, or over the seeds; fall: peak less last five",
+        "onset: the last epoch with RA within noise of its peak; in parentheses the last drop of the learning rate and "
+        "the epochs since; per 10 epochs: how fast RA falls from there",
+        "recovers: the share of the baseline's fall that is prevented; regained: RA above the baseline's last five",
     ]
     if any(decline.part == "val" for each in seen for decline in each.declines):
         notes.append("where the test set was not measured, RA is that on the validation set")
@@ -157,11 +160,10 @@ def figures(seen: Sequence[Seen]) -> list[dict[str, Any]]:
             "weights": each.weights,
             "run": number,
             "part": decline.part,
-            "RA best": decline.best,
-            "epoch of best": decline.best_epoch,
+            "RA peak": decline.peak,
             "last five": decline.last,
             "last five sd": decline.last_sd,
-            "gap": decline.gap,
+            "fall": decline.fall,
             "noise": decline.noise,
             "verdict": decline.verdict,
             "onset": decline.onset,
@@ -171,6 +173,8 @@ def figures(seen: Sequence[Seen]) -> list[dict[str, Any]]:
             "setting recovers": each.recovered,
             "setting regains RA": each.regained.mean if each.regained else None,
             "setting regains RA sd": each.regained.sd if each.regained else None,
+            "RA at best val": decline.best,
+            "epoch of best val": decline.best_epoch,
         }
         for each in seen
         for number, decline in enumerate(each.declines, start=1)

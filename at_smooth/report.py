@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,11 @@ from typing import Any
 from at_smooth.confidence import accuracies_differ, differ_from_zero, means_differ, wilson
 from at_smooth.exceptions import InputError
 from at_smooth.files import write_atomically
-from at_smooth.grouping import labels, setting
+from at_smooth.grouping import grouped
 from at_smooth.measuring import Row
+from at_smooth.output import printable
 from at_smooth.run import Run, Summary
+from at_smooth.tables import markdown_cell, tex
 
 #: The columns of the paper's tables, and where each figure is in a block of ``summary.json``.
 _CELLS = {
@@ -28,6 +29,9 @@ _CELLS = {
 }
 HEADER = ["setting", *_CELLS]
 _ACCURACIES = [name for name in _CELLS if not name.endswith("diff")]
+
+#: Fields of a recipe that say what SA and RA are accuracies of: rows that differ in one do not compare.
+_MEASURED = ("dataset", "norm", "eps", "eval_steps")
 
 #: Before a figure whose difference chance may have made.
 _MARK = "~"
@@ -44,12 +48,14 @@ class Cell:
         interval: The 95 % interval of one run's accuracy.
         supported: Whether its difference is more than chance allows: an accuracy's from the first row's, a diff's
             from 0. None where there is nothing to compare, or not enough is known.
+        unlike: In what an accuracy was measured otherwise than the first row's; it is then not set against that.
     """
 
     mean: float | None
     sd: float | None = None
     interval: tuple[float, float] | None = None
     supported: bool | None = None
+    unlike: tuple[str, ...] = ()
 
     @property
     def figure(self) -> str:
@@ -93,13 +99,13 @@ class _Column:
             return means_differ(self.values, other.values)
         return accuracies_differ(self.mean, self.n, other.mean, other.n) if self.n and other.n else None
 
-    def cell(self, interval: bool, supported: bool | None = None) -> Cell:
+    def cell(self, interval: bool, supported: bool | None = None, unlike: tuple[str, ...] = ()) -> Cell:
         """The figure as it is printed; several runs have a standard deviation, one has an interval."""
         if not self.values:
             return Cell(None)
         if len(self.values) > 1:
-            return Cell(self.mean, statistics.stdev(self.values), supported=supported)
-        return Cell(self.mean, None, wilson(self.mean, self.n) if interval and self.n else None, supported)
+            return Cell(self.mean, statistics.stdev(self.values), None, supported, unlike)
+        return Cell(self.mean, None, wilson(self.mean, self.n) if interval and self.n else None, supported, unlike)
 
 
 def summary_rows(summary: Summary) -> list[TableRow]:
@@ -116,24 +122,24 @@ def comparison_rows(runs: list[Run]) -> list[TableRow]:
 
     Runs that differ in nothing but the seed share a row, with mean and standard deviation over the seeds. Accuracies
     are set against the first row's, and diffs against 0: over the seeds where there are some, else by the intervals.
+    Accuracies on other images, or under another threat or attack, are set against nothing.
     """
-    groups: dict[str, list[Summary]] = defaultdict(list)
-    for run in runs:
-        summary = run.summary
-        groups[setting(summary["recipe"])].append(summary)
-    settings = [_columns(group) for group in groups.values()]
+    groups = [
+        (label, [run.summary for run in group])
+        for label, group in grouped(runs, [run.summary["recipe"] for run in runs])
+    ]
+    settings = [_columns(group) for _, group in groups]
     rows = []
-    for label, group, columns in zip(
-        labels([group[0]["recipe"] for group in groups.values()]), groups.values(), settings, strict=True
-    ):
+    for (label, group), columns in zip(groups, settings, strict=True):
+        unlike = _unlike(group, groups[0][1])
         seeds = f" ({len(group)} runs)" if len(group) > 1 else ""
         cells = []
         for name, column in columns.items():
             if name not in _ACCURACIES:
                 supported = _is_a_difference(column, columns, name)
             else:
-                supported = None if columns is settings[0] else column.differs(settings[0][name])
-            cells.append(column.cell(name in _ACCURACIES, supported))
+                supported = None if columns is settings[0] or unlike else column.differs(settings[0][name])
+            cells.append(column.cell(name in _ACCURACIES, supported, unlike if name in _ACCURACIES else ()))
         rows.append((label + seeds, cells))
     return rows
 
@@ -141,16 +147,17 @@ def comparison_rows(runs: list[Run]) -> list[TableRow]:
 def format_table(rows: list[TableRow], style: str) -> str:
     """A table as ``markdown``, ``latex`` (booktabs) or ``csv``; a line below it says what its marks mean.
 
-    The CSV has every figure in full, and at the end of each row the intervals of the accuracies, and whether each
-    difference is supported: 1, 0, or blank where there is nothing to compare.
+    The CSV has every figure in full, and at the end of each row the intervals of the accuracies, whether each
+    difference is supported (1, 0, or blank where there is nothing to compare), and in what the row was measured unlike
+    the first.
     """
     notes = _notes(rows)
     if style == "markdown":
         table = [HEADER, ["---"] + ["---:"] * len(_CELLS), *([label, *map(str, cells)] for label, cells in rows)]
-        lines = ["| " + " | ".join(line) + " |" for line in table]
+        lines = ["| " + " | ".join(map(markdown_cell, line)) + " |" for line in table]
         return "\n".join(lines + ([""] + [f"{note}." for note in notes] if notes else []))
     if style == "latex":
-        body = [[_tex(label), *(_tex(str(cell)) for cell in cells)] for label, cells in rows]
+        body = [[tex(label), *(tex(str(cell)) for cell in cells)] for label, cells in rows]
         lines = [
             r"\begin{tabular}{lrrrrrr}",
             r"\toprule",
@@ -158,7 +165,7 @@ def format_table(rows: list[TableRow], style: str) -> str:
             r"\midrule",
             *(" & ".join(line) + r" \\" for line in body),
             r"\bottomrule",
-            *(rf"\multicolumn{{7}}{{l}}{{\footnotesize {_tex(note)}.}} \\" for note in notes),
+            *(rf"\multicolumn{{7}}{{l}}{{\footnotesize {tex(note)}.}} \\" for note in notes),
             r"\end{tabular}",
         ]
         return "\n".join(lines)
@@ -167,7 +174,8 @@ def format_table(rows: list[TableRow], style: str) -> str:
         writer = csv.writer(text, lineterminator="\n")
         spread = [f"{name}{part}" for name in _CELLS for part in ("", " sd")]
         bounds = [f"{name}{part}" for name in _ACCURACIES for part in (" low", " high")]
-        writer.writerow(["setting", *spread, *bounds, *(f"{name} supported" for name in _CELLS)])
+        supported = [f"{name} supported" for name in _CELLS]
+        writer.writerow(["setting", *spread, *bounds, *supported, "measured unlike the first"])
         for label, cells in rows:
             intervals = [cell.interval for name, cell in zip(_CELLS, cells, strict=True) if name in _ACCURACIES]
             writer.writerow([
@@ -175,6 +183,7 @@ def format_table(rows: list[TableRow], style: str) -> str:
                 *(value for cell in cells for value in (cell.mean, cell.sd)),
                 *(value for interval in intervals for value in interval or (None, None)),
                 *(None if cell.supported is None else int(cell.supported) for cell in cells),
+                "; ".join(cells[0].unlike),
             ])  # fmt: skip
         return text.getvalue().rstrip("\n")
     raise InputError(f"there is no table format '{style}'. Formats: text, markdown, latex, csv.")
@@ -186,12 +195,13 @@ def rich_table(rows: list[TableRow], title: str) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", collapse_padding=True)
+    look: dict[str, Any] = {"box": box.SIMPLE_HEAD, "title_justify": "left", "title_style": "bold"}
+    table = Table(title=Text(title), collapse_padding=True, **look)
     table.add_column("setting", overflow="fold")
     for name in _CELLS:
         table.add_column(name, justify="right", no_wrap=True)
     for label, cells in rows:  # on two lines, since six wide cells exceed 80 columns
-        table.add_row(label, *(f"{cell.figure}\n{cell.spread}".rstrip() for cell in cells))
+        table.add_row(Text(printable(label)), *(f"{cell.figure}\n{cell.spread}".rstrip() for cell in cells))
     table.caption = Text("\n".join(_notes(rows)), style="dim") if _notes(rows) else None
     table.caption_justify = "left"
     return table
@@ -241,6 +251,22 @@ def _columns(group: list[Summary], weights: str | None = None) -> dict[str, _Col
     return columns
 
 
+def _unlike(group: list[Summary], first: list[Summary]) -> tuple[str, ...]:
+    """In what the accuracies of two settings were measured that makes them figures of different things."""
+    one, other = group[0]["recipe"], first[0]["recipe"]
+    fields = [name for name in _MEASURED if one.get(name) != other.get(name)]
+    known = zip(_test_images(group), _test_images(first), strict=True)
+    if any(mine != theirs for mine, theirs in known if mine is not None and theirs is not None):
+        fields.append("test images")
+    return tuple(fields)
+
+
+def _test_images(group: list[Summary]) -> tuple[int | None, str | None]:
+    """How many test images the runs of a setting were measured on, and a digest of them; None where not known."""
+    number = next((n for summary in group if (n := (summary.get("examples") or {}).get("test"))), None)
+    return number, next((digest for summary in group if (digest := summary.get("test_set"))), None)
+
+
 def _is_a_difference(diff: _Column, columns: dict[str, _Column], name: str) -> bool | None:
     """Whether best and final differ by more than chance allows: over the seeds, which pair them, else by intervals."""
     if len(diff.values) > 1:
@@ -252,17 +278,16 @@ def _is_a_difference(diff: _Column, columns: dict[str, _Column], name: str) -> b
 def _notes(rows: list[TableRow]) -> list[str]:
     """What a table's signs mean, of those that are in it."""
     cells = [cell for _, figures in rows for cell in figures]
+    unlike = [
+        f"row {number} ({', '.join(figures[0].unlike)})"
+        for number, (_, figures) in enumerate(rows, start=1)
+        if figures[0].unlike
+    ]
     notes = {
         f"low{_TO}high: 95 % interval of one run": any(cell.interval for cell in cells),
         f"{_MARK}: cannot be told apart from the first row's, or a diff from 0": any(
             cell.supported is False for cell in cells
         ),
+        f"measured otherwise than the first row, and not set against it: {', '.join(unlike)}": bool(unlike),
     }
     return [note for note, needed in notes.items() if needed]
-
-
-def _tex(text: str) -> str:
-    signs = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "±": r"$\pm$", _MARK: r"$\sim$", _TO: "--"}
-    for plain, tex in signs.items():
-        text = text.replace(plain, tex)
-    return text

@@ -269,7 +269,9 @@ class Recorder(Observer):
             self._check()
             draw_curves(engine.history, engine.settings.decays(), self._run.path / "curves.png")
         examples = {"val": engine.data.val.n, "test": engine.data.test.n}
-        summary = {**summarize(engine.history, _best_rows(engine), self._recipe), "examples": examples}
+        test_set = engine.data.test_fingerprint() if engine.data.test.n else None
+        figures = summarize(engine.history, _best_rows(engine), self._recipe)
+        summary = {**figures, "examples": examples, "test_set": test_set}
         self._write("summary.json", _json(summary))
 
     def _after_last(self, engine: Engine, improved: list[str]) -> None:

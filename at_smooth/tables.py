@@ -76,7 +76,7 @@ class Table:
 
     def _markdown(self) -> str:
         rule = ["---" if number in self.words else "---:" for number, _ in enumerate(self.columns)]
-        lines = [" | ".join(map(_markdown_cell, line)) for line in (self.columns, rule, *self.rows)]
+        lines = [" | ".join(map(markdown_cell, line)) for line in (self.columns, rule, *self.rows)]
         notes = ["", *(f"{note}." for note in self.notes)] if self.notes else []
         return "\n".join([*(f"| {line} |" for line in lines), *notes])
 
@@ -100,5 +100,6 @@ def tex(text: str) -> str:
     return "".join(_TEX.get(character, character) for character in " ".join(text.split()))
 
 
-def _markdown_cell(text: str) -> str:
+def markdown_cell(text: str) -> str:
+    """Text as Markdown shows it in a cell of a table."""
     return " ".join(text.split()).replace("\\", "\\\\").replace("|", r"\|").replace("<", "&lt;")

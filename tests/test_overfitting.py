@@ -43,14 +43,14 @@ def test_a_line_that_falls_from_a_known_epoch():
     assert (found.best, found.best_epoch) == (50.0, 51)
     assert found.last == pytest.approx(50 - 0.25 * 36)
     assert found.last_sd == pytest.approx(0.25 * 2.5**0.5)
-    assert found.gap == pytest.approx(9.0)
+    assert (found.peak, found.fall) == (50.0, pytest.approx(9.0))
     assert found.noise == 0
     assert found.part == "test"
 
 
 def test_a_step_down_begins_before_the_step():
     found = decline_of(history([70.0] * 60 + [65.0] * 40))
-    assert (found.onset, found.drop, found.gap) == (60, None, 5.0)
+    assert (found.onset, found.drop, found.fall) == (60, None, 5.0)
     assert found.since_drop is None
 
 
@@ -81,7 +81,7 @@ def test_chance_alone_rarely_makes_a_decline():
 def test_ra_that_never_stops_rising_does_not_decline():
     found = decline_of(history(noisy([40 + 0.1 * e for e in range(100)], sd=0.5)))
     assert (found.verdict, found.onset, found.slope) == ("no decline", None, None)
-    assert found.gap == pytest.approx(0, abs=2)
+    assert found.fall == pytest.approx(0, abs=2)
 
 
 def test_a_fall_of_less_than_a_point_is_none_however_smooth():
@@ -91,12 +91,13 @@ def test_a_fall_of_less_than_a_point_is_none_however_smooth():
 
 def test_too_few_measurements_say_so():
     found = decline_of(history([70.0, 65.0, 60.0, 50.0, 40.0, 30.0, 20.0]))
-    assert (found.verdict, found.noise, found.gap) == ("too few measurements", None, 30.0)
+    assert (found.verdict, found.noise) == ("too few measurements", None)
+    assert (found.peak, found.last, found.fall) == (65.0, 40.0, 25.0)  # the median of 70, 65 and 60
 
 
 def test_an_empty_history():
     found = decline_of([])
-    assert (found.verdict, found.best, found.last, found.gap) == ("too few measurements", None, None, None)
+    assert (found.verdict, found.best, found.last, found.fall) == ("too few measurements", None, None, None)
 
 
 def test_a_test_set_that_is_looked_at_now_and_then():
@@ -115,7 +116,38 @@ def test_the_best_is_that_of_validation_not_of_the_test_set():
 
 def test_a_best_that_is_known_from_elsewhere_counts():
     found = decline_of(history(falling(onset=60, slope=0.25), every=5), best=(53, 51.0))
-    assert (found.best_epoch, found.best, found.gap) == (53, 51.0, pytest.approx(10.5))
+    assert (found.best_epoch, found.best, found.fall) == (53, 51.0, pytest.approx(9.5))  # of which the fall is apart
+
+
+def test_a_run_can_fall_from_its_peak_and_end_above_the_epoch_that_validation_picked(made_up):
+    """Each figure of the row is of one definition, and the verdict follows from those beside it."""
+    values = [60.0] * 20 + [69.0] * 40 + [66.0] * 40
+    validated = [50.0] * 100
+    validated[9] = 51.0
+    found = decline_of(history(values, validated=validated))
+    assert (found.best_epoch, found.best, found.last) == (10, 60.0, 66.0)
+    assert (found.verdict, found.onset, found.peak, found.fall) == ("declines", 60, 69.0, 3.0)
+    seen = at_a_glance([made_up(values, validated=validated)])
+    shown = table(seen)
+    row = dict(zip(shown.columns, shown.rows[0], strict=True))
+    assert (row["RA peak"], row["last five"], row["fall"]) == ("69.00", "66.00 ± 0.00", "3.00")
+    assert row["onset"] == "60 (25 + 35)"
+    assert "60.00" not in row.values()  # of the epoch that validation picked
+    [line] = figures(seen)
+    assert (line["RA peak"], line["RA at best val"], line["epoch of best val"]) == (69.0, 60.0, 10)
+
+
+def test_a_verdict_agrees_with_the_fall_whatever_validation_picked():
+    rng = random.Random(0)
+    for seed in range(100):
+        turn, slope = rng.randint(20, 80), rng.uniform(0, 0.4)
+        values = [40 + 0.3 * min(e, turn) - slope * max(0, e - turn) for e in range(100)]
+        rows = history(noisy(values, sd=0.7, seed=seed), validated=[rng.random() for _ in range(100)])
+        found = decline_of(rows)
+        assert (found.verdict == "declines") == (found.fall >= max(1.0, 3 * found.noise))
+        assert found.fall == pytest.approx(found.peak - found.last)
+        if found.verdict == "declines":
+            assert values[found.onset - 1] > found.last
 
 
 def test_what_is_no_number_is_left_out():
@@ -149,9 +181,9 @@ def test_the_drops_are_the_recipes():
 def made_up(tiny, tmp_path):
     """Writes an unfinished run with a made-up history of test RA."""
 
-    def write(values, smoothed=None, **changes):
+    def write(values, smoothed=None, validated=None, **changes):
         run = Run.create(tmp_path / str(len(list(tmp_path.iterdir()))), tiny(epochs=100, **changes))
-        rows = history(values)
+        rows = history(values, validated=validated)
         for row, value in zip(rows, smoothed or [], strict=False):
             row["smoothed_test_ra"] = row["smoothed_val_ra"] = value
         with (run.path / "metrics.csv").open("w", newline="") as file:
@@ -170,7 +202,7 @@ def test_what_a_remedy_recovers(made_up):
     assert one.is_baseline
     assert (one.recovered, one.regained) == (None, None)
     assert (raw.weights, smoothed.weights) == ("raw", "smoothed")
-    assert raw.recovered == pytest.approx(70)  # of a gap of 10 points 3 are left
+    assert raw.recovered == pytest.approx(70)  # of a fall of 10 points 3 are left
     assert raw.regained == Figure(9.0)
     assert smoothed.recovered == pytest.approx(90)
     assert smoothed.regained == Figure(12.0)
@@ -182,8 +214,8 @@ def test_seeds_are_paired_and_averaged(made_up):
         made_up([70.0] * 60 + [end] * 40, seed=seed, regularizer="tf-kd") for seed, end in enumerate((67.0, 69.0))
     ]
     first, second = at_a_glance([*baseline, *remedy])
-    assert first.mean("gap") == Figure(8.0, pytest.approx(8**0.5))
-    assert second.mean("gap") == Figure(2.0, pytest.approx(2**0.5))
+    assert first.mean("fall") == Figure(8.0, pytest.approx(8**0.5))
+    assert second.mean("fall") == Figure(2.0, pytest.approx(2**0.5))
     assert second.recovered == pytest.approx(75)
     assert second.regained == Figure(6.0, pytest.approx(2**0.5))  # 7 and 5, seed by seed
 

@@ -6,8 +6,9 @@ import statistics
 import pytest
 from rich.console import Console
 
-from at_smooth import InputError, Run, RunError
+from at_smooth import InputError, Run, RunError, load_data
 from at_smooth.confidence import wilson
+from at_smooth.experiment import prepare_data
 from at_smooth.report import HEADER, Cell, comparison_rows, draw_curves, format_table, rich_table, summary_rows
 
 
@@ -23,7 +24,7 @@ def block(ra, sa, drop=2.0):
 def finished(tiny, tmp_path):
     """Writes the directory of a finished run with made-up figures."""
 
-    def write(ra, sa=80.0, smoothed=None, n=None, drop=2.0, **changes):
+    def write(ra, sa=80.0, smoothed=None, n=None, drop=2.0, test_set=None, **changes):
         run = Run.create(tmp_path / str(len(list(tmp_path.iterdir()))), tiny(**changes))
         summary = {
             "raw": block(ra, sa, drop),
@@ -32,6 +33,7 @@ def finished(tiny, tmp_path):
             "recipe": run.recipe.to_dict(),
             "seconds": 1.0,
             **({"examples": {"val": 10, "test": n}} if n else {}),
+            **({"test_set": test_set} if test_set else {}),
         }
         (run.path / "summary.json").write_text(json.dumps(summary))
         return run
@@ -114,6 +116,63 @@ def test_a_single_run_is_set_against_seeds_by_its_examples(finished):
         [*seeds, finished(42.0, n=1000, smoother="ema"), finished(60.0, n=1000, smoother="swa")]
     )
     assert (near[0].supported, far[0].supported) == (False, True)
+
+
+UNLIKE = {
+    "the same": ({}, ()),
+    "remedies": ({"smoother": "swa", "epochs": 9}, ()),
+    "data set": ({"dataset": "npz", "data_dir": "x.npz", "dataset_options": {}, "eps": 0.1}, ("dataset",)),
+    "norm": ({"norm": "L2", "eps": 0.1}, ("norm",)),
+    "radius": ({"eps": 0.2}, ("eps",)),
+    "attack": ({"eval_steps": 50}, ("eval_steps",)),
+    "number of images": ({"n": 500}, ("test images",)),
+    "images": ({"test_set": "other"}, ("test images",)),
+    "all of it": ({"eps": 0.3, "eval_steps": 7, "n": 20, "test_set": "x"}, ("eps", "eval_steps", "test images")),
+}
+
+
+@pytest.mark.parametrize("what", UNLIKE)
+def test_rows_are_set_against_the_first_only_where_they_measure_the_same(finished, what):
+    changes, unlike = UNLIKE[what]
+    first = finished(40.0, n=1000, test_set="one")
+    other = finished(40.1, **{"n": 1000, "test_set": "one", "regularizer": "tf-kd", **changes})
+    far = finished(60.0, n=1000, test_set="one", regularizer="kd-adv")
+    rows = comparison_rows([first, other, far])
+    cells = rows[1][1]
+    assert [cell.unlike for cell in cells] == [unlike, unlike, (), unlike, unlike, ()]
+    accuracies = {cell.supported for cell in cells if cell.interval}
+    assert accuracies == ({None} if unlike else {False})
+    assert cells[2].supported is False  # a diff is set against 0 in any case
+    assert rows[2][1][0].supported is True
+    for style in ("text", "markdown", "latex"):
+        console = Console(width=200, record=True, file=io.StringIO())
+        console.print(rich_table(rows, "title") if style == "text" else format_table(rows, style))
+        text = " ".join(console.export_text().replace("\\", "").split())
+        note = f"measured otherwise than the first row, and not set against it: row 2 ({', '.join(unlike)})"
+        assert (note in text) == bool(unlike)
+    table = list(csv.DictReader(format_table(rows, "csv").splitlines()))
+    assert table[1]["measured unlike the first"] == "; ".join(unlike)
+    assert table[1]["RA best supported"] == ("" if unlike else "0")
+
+
+def test_what_an_older_run_does_not_say_of_its_images_makes_no_difference(finished):
+    rows = comparison_rows([finished(40.0, n=1000), finished(40.1, n=1000, test_set="one", smoother="ema")])
+    assert [cell.unlike for cell in rows[1][1]] == [()] * 6
+
+
+def test_seeds_on_other_test_images_are_no_seeds_of_one_setting(finished):
+    """Two folders of images, and nothing else in the recipe that tells them apart."""
+    runs = [finished(40.0 + seed, n=1000, test_set=images, seed=seed) for images in ("one", "two") for seed in (0, 1)]
+    rows = comparison_rows([*runs, finished(50.0, seed=2)])  # an older run, which goes with the first
+    assert [label for label, _ in rows] == ["at (test images one) (3 runs)", "at (test images two) (2 runs)"]
+    assert rows[1][1][0].unlike == ("test images",)
+
+
+def test_the_summary_says_on_which_images_it_was_measured(plain_run, smoothed_run, tiny):
+    assert plain_run.summary["test_set"] == load_data(plain_run.path).test_fingerprint()
+    assert plain_run.summary["test_set"] == smoothed_run.summary["test_set"]
+    other = tiny(seed=5, dataset_options={"pool": 60})
+    assert prepare_data(other).test_fingerprint() == plain_run.summary["test_set"]
 
 
 def test_where_a_run_was_made_makes_no_row(finished):
@@ -224,6 +283,7 @@ def test_csv_adds_intervals_and_marks_after_the_older_columns():
     assert (first["RA best low"], first["SA final high"]) == ("36.4", "43.7")
     assert (first["RA final supported"], second["RA final supported"]) == ("", "0")
     assert "RA diff low" not in first
+    assert list(first)[-1] == "measured unlike the first"
 
 
 def test_a_terminal_of_80_columns_holds_the_table():
@@ -235,6 +295,12 @@ def test_a_terminal_of_80_columns_holds_the_table():
     assert (text.count("~100.00"), text.count("~-10.25"), text.count("± 10.50")) == (4, 2, 6)
     assert "\N{HORIZONTAL ELLIPSIS}" not in text
     assert "told apart" in text
+
+
+def test_what_a_label_holds_is_no_markup():
+    label = r"a|b_c${x}^\input"
+    assert format_table([(label, [Cell(1.0)] * 6)], "markdown").splitlines()[2].startswith(r"| a\|b_c${x}^\\input |")
+    assert r"a|b\_c\$\{x\}\textasciicircum{}\textbackslash{}input" in format_table([(label, [Cell(1.0)] * 6)], "latex")
 
 
 def test_another_format_is_refused():
