@@ -129,8 +129,8 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
-def test_every_table_is_printed_in_any_encoding(plain_run, smoothed_run, encoding):
-    runs = [str(plain_run.path), str(smoothed_run.path)]
+def test_every_table_is_printed_in_any_encoding(plain_run, smoothed_run, folder, encoding):
+    runs = [shutil.copytree(plain_run.path, "run"), str(smoothed_run.path)]
     styles = [["--format", style] for style in ("text", "markdown", "latex", "csv")]
     commands = [
         *(["compare", *runs, *style] for style in styles),

@@ -9,8 +9,11 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from at_smooth import AtSmoothWarning
 from at_smooth.exceptions import CheckpointError
 from at_smooth.weights_file import load_weights
+
+pytestmark = pytest.mark.filterwarnings("ignore::at_smooth.AtSmoothWarning")
 
 
 class Net(nn.Module):
@@ -146,6 +149,8 @@ def test_averaged_weights_come_before_raw_ones_and_it_is_said(saved, raw, averag
     assert len(found.notes) == 1
     assert "the averaged ones were taken" in found.notes[0]
     assert f"--weights-key {raw}" in found.notes[0]
+    with pytest.warns(AtSmoothWarning, match="averaged ones were taken"):
+        load_weights(net(1), saved(content))
     model = net()
     assert load_weights(model, saved(content), raw).key == raw
     assert model.fc.weight.eq(0).all()
