@@ -81,7 +81,7 @@ def test_the_environment_says_versions_device_seed_and_command(smoothed_run, tin
 
 def test_the_summary_has_the_agreed_keys(smoothed_run):
     summary = smoothed_run.summary
-    assert set(summary) == {"raw", "smoothed", "reported", "recipe", "seconds", "examples"}
+    assert set(summary) == {"raw", "smoothed", "reported", "recipe", "seconds", "examples", "test_set"}
     assert summary["examples"] == {"val": 10, "test": 700}
     for weights in PREFIX:
         block = summary[weights]
