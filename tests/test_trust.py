@@ -143,8 +143,17 @@ FUNCTIONS = {
 }
 
 
-@pytest.mark.parametrize("how", COMMANDS)
-@pytest.mark.parametrize("what", HOSTILE)
+def pairs(ways, quick_ways):
+    """Each way with each hostile file; all but a row and a column of them are slow together."""
+    always = next(iter(HOSTILE))
+    return [
+        pytest.param(what, how, marks=[] if what == always or how in quick_ways else pytest.mark.slow)
+        for what in HOSTILE
+        for how in ways
+    ]
+
+
+@pytest.mark.parametrize(("what", "how"), pairs(COMMANDS, ["evaluate a run", "train by its recipe"]))
 def test_a_command_imports_nothing_that_a_file_names(hostile, plain_run, here, mark, what, how):
     field, name, options = HOSTILE[what]
     hostile(field, name, options)
@@ -158,8 +167,7 @@ def test_a_command_imports_nothing_that_a_file_names(hostile, plain_run, here, m
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("how", FUNCTIONS)
-@pytest.mark.parametrize("what", HOSTILE)
+@pytest.mark.parametrize(("what", "how"), pairs(FUNCTIONS, ["load_model"]))
 def test_a_function_imports_nothing_that_a_file_names(hostile, mark, what, how):
     field, name, options = HOSTILE[what]
     hostile(field, name, options)
