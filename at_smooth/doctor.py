@@ -56,7 +56,7 @@ def examine(console: Console) -> None:
     console.print(versions)
     _print_plugins(console)
     for trap in traps():
-        console.print(f"trap: {trap}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"trap: {trap}", soft_wrap=True)
     began = time.perf_counter()
     self_test()
     seconds = time.perf_counter() - began

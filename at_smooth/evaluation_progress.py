@@ -69,7 +69,7 @@ class _Lines(Watcher):
         self._say(f"{evaluator}: {n}/{n}  {outcome.accuracy:.1f} % stand  {outcome.seconds:.1f} s")
 
     def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(text, soft_wrap=True)
 
 
 def _standing(accuracy: float | None) -> str:

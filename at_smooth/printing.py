@@ -93,7 +93,7 @@ def print_plugin(console: Console, entry: Entry) -> None:
     plugin = entry.load()
     source = f"{entry.distribution} {entry.version}".strip()
     console.print(Text.assemble((entry.name, "bold"), f" ({entry.kind}, from {source})"))
-    console.print(inspect.getdoc(plugin) or "", highlight=False, markup=False)
+    console.print(inspect.getdoc(plugin) or "")
     if not plugin.model_fields:
         console.print("\nNo options.")
         return
@@ -116,7 +116,7 @@ def print_forecast(console: Console, planned: list[Planned]) -> None:
         teachers = ", ".join(forecast.teachers(recipe)) or "-"
         table.add_row(item.row.name, teachers, "done" if done else _duration(seconds), what)
     console.print(table)
-    console.print(f"all of it on this device, about: {_duration(total)}", highlight=False)
+    console.print(f"all of it on this device, about: {_duration(total)}")
 
 
 def print_reproduced(console: Console, table: Table, planned: list[Planned]) -> None:

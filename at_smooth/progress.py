@@ -55,7 +55,7 @@ class Terminal:
 
     def note(self, text: str) -> None:
         """Print a line."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(text, soft_wrap=True)
 
     @contextmanager
     def phase(self, role: str, recipe: Recipe, path: Path) -> Iterator[Observer]:
@@ -117,14 +117,13 @@ class _Lines(Observer):
         left = (time.perf_counter() - self._began) / done * (engine.settings.epochs - engine.epoch)
         self._console.print(
             f"{self._role}: epoch {engine.epoch}/{engine.settings.epochs}  {figures(engine, row)}  left {left:.0f} s",
-            highlight=False,
         )
 
 
 def _tell_of_retry(console: Console, role: str, engine: Engine, error: DivergedError) -> None:
     if engine.may_go_back:
         what = f"{role}: {error} Back to the beginning of the epoch, with half the learning rate."
-        console.print(what, highlight=False, markup=False, soft_wrap=True)
+        console.print(what, soft_wrap=True)
 
 
 def figures(engine: Engine, row: Row) -> str:

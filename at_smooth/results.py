@@ -103,7 +103,7 @@ def print_results(console: Console, content: Mapping[str, Any]) -> None:
     console.print(table)
     for name, result in content["results"].items():
         for line in _details(result):
-            console.print(f"{name}: {line}", highlight=False, soft_wrap=True, markup=False)
+            console.print(f"{name}: {line}", soft_wrap=True)
 
 
 def print_transfer(console: Console, content: Mapping[str, Any]) -> None:
@@ -123,8 +123,9 @@ def print_transfer(console: Console, content: Mapping[str, Any]) -> None:
     console.print(table)
     attack = content["attack"]
     options = ", ".join(f"{name} {value}" for name, value in attack.items() if name not in ("name", "mode"))
-    console.print(f"attack: {attack['name']} ({options}); on the diagonal each model is attacked itself",
-                  highlight=False, soft_wrap=True)  # fmt: skip
+    console.print(
+        f"attack: {attack['name']} ({options}); on the diagonal each model is attacked itself", soft_wrap=True
+    )
 
 
 def print_audit(console: Console, content: Mapping[str, Any]) -> None:
@@ -141,7 +142,7 @@ def print_audit(console: Console, content: Mapping[str, Any]) -> None:
         table.add_row(name, verdict, result["found"])
     console.print(table)
     if content["sound"]:
-        console.print("sound: nothing here speaks for masked gradients", highlight=False)
+        console.print("sound: nothing here speaks for masked gradients")
 
 
 def _with_interval(result: Mapping[str, Any]) -> str:

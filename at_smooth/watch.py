@@ -85,7 +85,7 @@ def _lines(run: Run, console: Console, every: float, pause: Callable[[float], No
             for row in history[said.get(each.path, 0) :]:
                 epoch = f"epoch {row['epoch']:.0f}/{recorded(each)['epochs']}"
                 words = [_words(row, ""), *(f"smoothed {found}" for found in [_words(row, "smoothed_")] if found)]
-                console.print(f"{role}{epoch}  {'  '.join(words)}".rstrip(), highlight=False, soft_wrap=True)
+                console.print(f"{role}{epoch}  {'  '.join(words)}".rstrip(), soft_wrap=True)
             said[each.path] = len(history)
         if finished:
             return

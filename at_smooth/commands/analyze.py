@@ -41,7 +41,7 @@ def analyze(name: str | None, runs: tuple[Path, ...], out: Path | None, options:
         for entry in registry.entries("analyses"):
             listing.add_row(entry.name, _first_line(entry))
         console.print(listing)
-        console.print("Draw one: at-smooth analyze NAME RUN...", highlight=False)
+        console.print("Draw one: at-smooth analyze NAME RUN...")
         return
     registry.find("analyses", name)
     if not runs:
@@ -50,7 +50,7 @@ def analyze(name: str | None, runs: tuple[Path, ...], out: Path | None, options:
     with interruptible(lambda: "nothing was written"):
         files = analysis.analyze(name, runs, out, {**chosen, **pairs_of(options)})
     for file in files:
-        console.print(str(file), highlight=False, soft_wrap=True)
+        console.print(str(file), soft_wrap=True)
 
 
 def _first_line(entry: Any) -> str:

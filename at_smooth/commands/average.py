@@ -40,7 +40,7 @@ def average(run: Path, first: int, every: int, last: int | None, bn: str, out: P
 
     result = average_snapshots(run, first=first, every=every, last=last, bn=bn, out=out)
     console = Console()
-    console.print(f"average of epochs {', '.join(map(str, result.epochs))}; BatchNorm on {bn} images", highlight=False)
+    console.print(f"average of epochs {', '.join(map(str, result.epochs))}; BatchNorm on {bn} images")
     for part, (sa, ra) in result.accuracies.items():
-        console.print(f"{part:<12}SA {sa:.2f} %   RA {ra:.2f} %", highlight=False)
-    console.print(f"checkpoint: {result.path}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{part:<12}SA {sa:.2f} %   RA {ra:.2f} %")
+    console.print(f"checkpoint: {result.path}", soft_wrap=True)

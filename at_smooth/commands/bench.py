@@ -70,7 +70,7 @@ def bench(variants: tuple[str, ...], rounds: int, style: str, json_file: Path | 
     progress = Console(stderr=True)
 
     def note(text: str) -> None:
-        progress.print(text, highlight=False, markup=False, soft_wrap=True)
+        progress.print(text, soft_wrap=True)
 
     with interruptible(lambda: "nothing is kept of a benchmark"):
         measured = measure(workload, chosen or _usual(workload), rounds, note)
@@ -79,7 +79,7 @@ def bench(variants: tuple[str, ...], rounds: int, style: str, json_file: Path | 
         console = Console()
         console.print(table.rich())
         for line in measured.lines():
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
     else:
         echo("\n".join([table.formatted(style), "", *(f"- {line}" for line in measured.lines())]))
     if json_file:

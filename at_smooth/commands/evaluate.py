@@ -78,8 +78,9 @@ def evaluate(
     print_results(console, content)
     if subject.run:
         kept = keep_in_run(subject.run, "evaluation", content)
-        console.print(f"kept in {kept}" if kept else f"not kept in {subject.run}: it cannot be written to",
-                      highlight=False, markup=False, soft_wrap=True)  # fmt: skip
+        console.print(
+            f"kept in {kept}" if kept else f"not kept in {subject.run}: it cannot be written to", soft_wrap=True
+        )
     if json_file:
         write_json(json_file, content)
     journal.close()

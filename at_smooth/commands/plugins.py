@@ -34,4 +34,4 @@ def plugins(kind: str | None, name: str | None) -> None:
         for entry in registry.entries(each):
             table.add_row(entry.kind, entry.name, f"{entry.distribution} {entry.version}")
     console.print(table)
-    console.print("Options of one: at-smooth plugins KIND NAME", highlight=False)
+    console.print("Options of one: at-smooth plugins KIND NAME")

@@ -29,4 +29,4 @@ def report(runs: tuple[Path, ...], out: Path | None, figures: str) -> None:
     names = [name.strip() for name in figures.split(",") if name.strip() and name.strip() != "none"]
     with interruptible(lambda: "stopped; nothing was written"):
         path = write_report(runs, out, names)
-    Console().print(f"report: {path}", highlight=False, soft_wrap=True)
+    Console().print(f"report: {path}", soft_wrap=True)

@@ -56,4 +56,4 @@ def reproduce(
         tables.carry_out(planned, Terminal(console), override)
     printing.print_reproduced(console, chosen, planned)
     if rehearse:
-        console.print("A rehearsal shows that every run works; its numbers mean nothing.", highlight=False)
+        console.print("A rehearsal shows that every run works; its numbers mean nothing.")

@@ -63,13 +63,13 @@ def train(out: Path | None, resume: bool, override: bool, dry_run: bool, **given
         trust_code(plugins_in(recipe.to_dict()).values())  # the first rank has decided for all
         console = Console(quiet=not ranks.first)
         if dry_run:
-            console.out(plan(recipe), highlight=False)
+            console.out(plan(recipe))
             return
         with experiment.run_directory(recipe, out, ranks) as path:
             if not resume:
                 ranks.by_first(lambda: refuse_taken(path))
-            console.print(headline(recipe), highlight=False, soft_wrap=True)
-            console.print(f"run directory: {path}", highlight=False, markup=False, soft_wrap=True)
+            console.print(headline(recipe), soft_wrap=True)
+            console.print(f"run directory: {path}", soft_wrap=True)
             with interruptible(advice), _retry_offered(recipe.on_divergence, path):
                 run = experiment.train(recipe, path, resume=resume, override=override, progress=Terminal(console))
         if not ranks.first:
@@ -77,7 +77,7 @@ def train(out: Path | None, resume: bool, override: bool, dry_run: bool, **given
         if recipe.test_every:
             console.print()
             console.print(rich_table(summary_rows(run.summary), "test accuracy, percent"))
-        console.print(f"curves: {run.path / 'curves.png'}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"curves: {run.path / 'curves.png'}", soft_wrap=True)
 
 
 @contextmanager
