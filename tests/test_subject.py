@@ -126,6 +126,14 @@ def test_the_threat_is_the_runs_unless_one_says_otherwise(plain_run, wanted, nor
     assert (threat.norm, threat.eps) == (norm, eps)
 
 
+def test_a_data_set_that_brings_a_validation_part_can_be_evaluated_on_it(plain_run, npz):
+    own = np.random.default_rng(1).integers(0, 256, (6, 6, 6), dtype=np.uint8)
+    path = npz(x_val=own, y_val=np.arange(6) % 2)
+    part = find_subject(str(plain_run.path), Wanted(dataset="npz", data_dir=path, part="val")).part
+    assert np.array_equal(part.images[:, 0], own)
+    assert part.labels.tolist() == [0, 1, 0, 1, 0, 1]
+
+
 def test_another_data_set_takes_the_runs_place(plain_run):
     wanted = Wanted(dataset="digits", dataset_options={"pool": 50, "label_noise": 0}, part="train")
     subject = find_subject(str(plain_run.path), wanted)
