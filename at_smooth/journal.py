@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from at_smooth import checkpoint
+from at_smooth.digest import digest_of
 from at_smooth.exceptions import CheckpointError, StorageError
 from at_smooth.interfaces import Outcome
 
@@ -72,7 +73,7 @@ class Memory:
     def recall(self, outcome: Outcome) -> tuple[int, int]:
         """Bring an outcome to where it was; gives the stage it was in and how many of its batches are done."""
         state = self._journal.read(self._key)
-        if state is None:
+        if state is None or not _fits(state, outcome):
             return 0, 0
         outcome.broken_by, outcome.distances = state["broken_by"], state["distances"]
         outcome.seconds, outcome.notes = state["seconds"], state["notes"]
@@ -84,6 +85,19 @@ class Memory:
             "broken_by": outcome.broken_by, "distances": outcome.distances, "seconds": outcome.seconds,
             "notes": outcome.notes, "stage": stage, "batches": batches,
         })  # fmt: skip
+
+
+def _fits(state: dict[str, Any], outcome: Outcome) -> bool:
+    """Whether a state is one of as many examples, whatever else has its key."""
+    try:
+        same = all(
+            (state[name].shape, state[name].dtype) == (own.shape, own.dtype)
+            for name, own in (("broken_by", outcome.broken_by), ("distances", outcome.distances))
+        )
+        kinds = {"seconds": float, "notes": list, "stage": int, "batches": int}
+        return same and all(isinstance(state[name], kind) for name, kind in kinds.items())
+    except (KeyError, AttributeError):
+        return False
 
 
 def source_of(plugin: object) -> str:
@@ -106,8 +120,4 @@ def digest_of_model(model: nn.Module) -> str:
 
 def digest_of_tensors(words: str, *tensors: Tensor) -> str:
     """A digest of some words and tensors."""
-    found = hashlib.sha256(words.encode())
-    for tensor in tensors:
-        found.update(str((tuple(tensor.shape), tensor.dtype)).encode())
-        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
+    return digest_of([words, *tensors])

@@ -9,7 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from at_smooth.exceptions import RunDirectoryGoneError, RunError
+from at_smooth.exceptions import FileError, RunDirectoryGoneError, RunError
+from at_smooth.reading import text_of
 
 #: The file in a run directory that carries its lock; it may outlive its owner, the lock does not.
 NAME = ".lock"
@@ -106,8 +107,8 @@ class FileLock:
     def owner(self) -> str:
         """Who holds it, in words, as far as its file says."""
         try:
-            pid, host = self.path.read_text(encoding="utf-8").split()
-        except (OSError, ValueError):
+            pid, host = text_of(self.path, most=1000).split()
+        except (FileError, ValueError):
             return "another process"
         return f"process {pid} on {host}"
 

@@ -29,6 +29,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
+from at_smooth.exceptions import explain
 from at_smooth.following import history_so_far
 from at_smooth.grouping import recorded
 from at_smooth.measuring import Row
@@ -154,9 +157,16 @@ def decline_in(run: Run, weights: Weights) -> Decline | None:
 
 
 def drops_of(recipe: dict[str, Any]) -> list[int]:
-    """After how many epochs the learning rate drops under a recorded recipe."""
+    """After how many epochs the learning rate drops under a recorded recipe.
+
+    Raises:
+        OptionError: It has no such schedule.
+    """
     known = {name: recipe[name] for name in ("epochs", "lr_schedule", "milestones") if name in recipe}
-    return Settings(**known).decays()
+    try:
+        return Settings(**known).decays()
+    except ValidationError as error:
+        raise explain(error, "the recipe of a run") from None
 
 
 def _points(history: Sequence[Row], column: str) -> Points:

@@ -168,16 +168,24 @@ def _plugins_of(preset: Fields) -> Iterator[str]:
             yield from _plugins_of(value)
 
 
-def _content(name: str) -> Fields:
+def _content(name: Any, above: tuple[str, ...] = ()) -> Fields:
+    """What a preset or a table holds, on top of what it is based on.
+
+    Args:
+        name: Its name.
+        above: The presets that are based on it.
+    """
     files = _files()
-    if name not in files:
+    if not isinstance(name, str) or name not in files:
         known = ", ".join(files) or "none"
-        raise InputError(f"there is no recipe file or preset '{name}'{nearest(name, files)}. Presets: {known}.")
+        raise InputError(f"there is no recipe file or preset '{name}'{nearest(str(name), files)}. Presets: {known}.")
+    if name in above:
+        raise PluginError(f"the recipe '{name}' is based on itself: {' on '.join([*above, name])}.")
     content = yaml_of(files[name])
     if not isinstance(content, dict):
         raise PluginError(f"the recipe '{name}' should hold 'field: value' lines.")
     if "groups" not in content and "based_on" in content:
-        return layer(content, _content(content["based_on"]))
+        return layer(content, _content(content["based_on"], (*above, name)))
     return content
 
 

@@ -10,12 +10,14 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import IO, Any, Literal, Protocol, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
 
 from at_smooth.exceptions import FileError
+
+if TYPE_CHECKING:  # the command reads options by this module, and starts sooner without pydantic
+    from pydantic import BaseModel, ValidationError
 
 _T = TypeVar("_T")
 
@@ -199,15 +201,22 @@ def _parsed(path: Source, parse: Callable[[str], Any], language: str, most: int,
     text = text_of(path, most)
     try:
         content = parse(text)
-        if schema is not None:
-            schema.model_validate(content)
-    except ValidationError as error:
-        raise FileError(f"{path} does not hold what it should: {_first_problem(error)}.") from None
     except LimitError as error:
         raise FileError(f"{path} cannot be read: {error}.") from None
     except ValueError as error:
         raise FileError(f"{path} is no {language}: {error}.") from None
+    if schema is not None:
+        _check(path, content, schema)
     return content
+
+
+def _check(path: Source, content: Any, schema: type[BaseModel]) -> None:
+    from pydantic import ValidationError
+
+    try:
+        schema.model_validate(content)
+    except ValidationError as error:
+        raise FileError(f"{path} does not hold what it should: {_first_problem(error)}.") from None
 
 
 def _shortened(text: str) -> str:

@@ -12,7 +12,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from at_smooth import registry
 from at_smooth.attacks import AttackSpec
 from at_smooth.data import Split
-from at_smooth.exceptions import FileError, OptionError, explain
+from at_smooth.exceptions import FileError, InputError, OptionError, explain
+from at_smooth.files import usable_path
 from at_smooth.interfaces import Dataset
 from at_smooth.reading import yaml_of
 from at_smooth.settings import Settings
@@ -221,10 +222,12 @@ def absolute(path: Path) -> Path:
     """A path that means the same from any folder.
 
     Raises:
-        ValueError: It begins with ``~`` and the name of nobody.
+        ValueError: It begins with ``~`` and the name of nobody, or is no path.
     """
     try:
-        return path.expanduser().absolute()
+        return usable_path(path).expanduser().absolute()
+    except InputError as error:
+        raise ValueError(str(error)) from None
     except RuntimeError:
         raise ValueError(f"{path}: there is no such user") from None
 

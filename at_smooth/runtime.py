@@ -118,10 +118,10 @@ def usable_device(device: str, ranks: Ranks | None = None) -> torch.device:
         device = _own_gpu(device, ranks)
     try:
         chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        reason = str(error).splitlines()[0]
-        raise OptionError(f"device '{device}' cannot be used ({reason}). Try --device cpu.") from None
+        (torch.ones(1, device=chosen) + 1).item()  # "meta" has tensors and computes nothing
+    except Exception as error:  # torch built without CUDA asserts; others lack a module
+        reason = next(iter(str(error).splitlines()), type(error).__name__).partition(". ")[0]
+        raise OptionError(f"device {device!r} cannot be used ({reason}). Try --device cpu.") from None
     return chosen
 
 

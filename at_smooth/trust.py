@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from at_smooth.exceptions import PluginError, UntrustedError
 from at_smooth.module_source import source_of
+from at_smooth.reading import parse_json
 
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _LARGEST = 10_000_000  # bytes of the file that are read
@@ -163,8 +164,8 @@ def _remembered() -> tuple[set[Code], str | None]:
 
 def _parsed(line: bytes) -> Code | None:
     try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError):
+        entry = parse_json(line.decode())
+    except ValueError:
         return None
     if isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("file"), str):
         return Code(entry["name"], entry["file"])

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from at_smooth.bench.workload import Variant, Workload
 from at_smooth.exceptions import BenchError, OptionError
+from at_smooth.reading import parse_json
 
 
 class Worker:
@@ -94,7 +95,10 @@ class Worker:
         line = stdout.readline()
         if not line:
             raise BenchError(f"the contender '{self.name}' ended before it was done ({self._cause()}).")
-        answer = cast(dict[str, Any], json.loads(line))
+        try:
+            answer = cast(dict[str, Any], parse_json(line))
+        except ValueError as error:
+            raise BenchError(f"the contender '{self.name}' gave no answer that can be read ({error}).") from None
         if "error" in answer:
             kind = OptionError if answer["exit_code"] == OptionError.exit_code else BenchError
             raise kind(f"{self.name}: {answer['error']}")

@@ -8,13 +8,13 @@ from typing import Any
 import click
 
 from at_smooth.commands.interruptible import interruptible
-from at_smooth.commands.options import pairs_of, trust_option
+from at_smooth.commands.options import PATH, pairs_of, trust_option
 
 
 @click.command()
 @click.argument("name", required=False)
-@click.argument("runs", metavar="RUN...", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the files. [default: analyses/ in the run, or "
+@click.argument("runs", metavar="RUN...", nargs=-1, type=PATH)
+@click.option("--out", type=PATH, help="Folder for the files. [default: analyses/ in the run, or "
               "in the working directory where there are several]")  # fmt: skip
 @click.option("-O", "options", metavar="KEY=VALUE", multiple=True, help="Option of the analysis.")
 @click.option("--weights", type=click.Choice(["reported", "raw", "smoothed"]), help="Which weights. [default: the "

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from at_smooth.commands.options import trust_option
+from at_smooth.commands.options import PATH, trust_option
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
 @click.option(
     "--from",
     "first",
@@ -28,7 +28,7 @@ from at_smooth.commands.options import trust_option
     show_default=True,
     help="Images from which the average's BatchNorm statistics are taken.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="File to write. [default: RUN/checkpoints/average-....pt]")
+@click.option("--out", type=PATH, help="File to write. [default: RUN/checkpoints/average-....pt]")
 @trust_option
 def average(run: Path, first: int, every: int, last: int | None, bn: str, out: Path | None) -> None:  # fmt: skip
     """Average the snapshots that RUN kept (SWA), measure the average and save it.

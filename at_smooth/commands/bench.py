@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from at_smooth.commands.interruptible import interruptible
-from at_smooth.commands.options import json_option, pairs_of
+from at_smooth.commands.options import PATH, json_option, pairs_of
 
 if TYPE_CHECKING:
     from at_smooth.bench.workload import Variant, Workload
@@ -22,7 +22,7 @@ _SMALL_RATE = 0.01  # made-up images must not make training diverge
 @click.option("--model", help=f"Architecture. [default: {_MODEL}, or the data set's]")
 @click.option("-N", "model_options", metavar="KEY=VALUE", multiple=True, help="Option of the model.")
 @click.option("--dataset", help="Take model, batch size, attack, threads and image shape from this data set's recipe.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set's files are.")
+@click.option("--data-dir", type=PATH, help="Where the data set's files are.")
 @click.option("--image-size", type=click.IntRange(1), help="Pixels a side. [default: 32]")
 @click.option("--channels", type=click.IntRange(1), help="Channels of the images. [default: 3]")
 @click.option("--classes", type=click.IntRange(2), help="Classes. [default: 10]")

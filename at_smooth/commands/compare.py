@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
+from at_smooth.commands.options import PATH
+
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, type=PATH)
 @click.option("--format", "style", type=click.Choice(["text", "markdown", "latex", "csv"]), default="text",
               show_default=True, help="How to print the table.")  # fmt: skip
 def compare(runs: tuple[Path, ...], style: str) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from at_smooth.commands.options import trust_option, weights_options
+from at_smooth.commands.options import PATH, trust_option, weights_options
 
 
 @click.command()
-@click.argument("source", metavar="RUN|CHECKPOINT", type=click.Path(path_type=Path))
+@click.argument("source", metavar="RUN|CHECKPOINT", type=PATH)
 @click.option(
     "--format",
     "style",
@@ -20,7 +20,7 @@ from at_smooth.commands.options import trust_option, weights_options
     show_default=True,
     help="Python source and weights, or a traced network.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder, new or empty. [default: RUN/export-FORMAT]")
+@click.option("--out", type=PATH, help="Folder, new or empty. [default: RUN/export-FORMAT]")
 @weights_options
 @click.option("--name", help="For the card: title of the paper.")
 @click.option("--authors", help="For the card: its authors.")

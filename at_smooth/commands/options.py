@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from at_smooth.exceptions import OptionError
+from at_smooth.exceptions import InputError, OptionError
+from at_smooth.files import usable_path
 from at_smooth.reading import LimitError, parse_yaml
 
 if TYPE_CHECKING:
@@ -27,6 +27,19 @@ def _all(*options: Any) -> Callable[[_F], _F]:
 
     return decorate
 
+
+class _PathType(click.Path):
+    """A path that the system can be asked for; whether anything is there is for the command to see."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return usable_path(value)
+        except InputError as error:
+            self.fail(str(error), param, ctx)
+
+
+#: The type of every option and argument that is a path.
+PATH = _PathType()
 
 #: Which evaluators, on how many examples.
 evaluator_options = _all(
@@ -54,8 +67,8 @@ subject_options = _all(
     click.option("--eps", help="Radius in [0, 1] pixels, such as 8/255. [default: the run's]"),
     click.option("--dataset", help="Another data set. [default: the run's]"),
     click.option("-D", "dataset_options", metavar="KEY=VALUE", multiple=True, help="Option of that data set."),
-    click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set's files are."),
-    click.option("--weights-file", type=click.Path(path_type=Path),
+    click.option("--data-dir", type=PATH, help="Where the data set's files are."),
+    click.option("--weights-file", type=PATH,
                  help="Weights for the model that MODULE:FUNCTION makes."),
     click.option("--weights-key", metavar="KEY", help="Which weights of that file, such as state_dict_ema or "
                  "model.module. [default: those that fit, averaged before raw]"),
@@ -66,9 +79,7 @@ subject_options = _all(
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ..."),
 )  # fmt: skip
 
-json_option = click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Write every figure to this new file."
-)
+json_option = click.option("--json", "json_file", type=PATH, help="Write every figure to this new file.")
 
 
 def _trust(context: click.Context, parameter: click.Parameter, names: tuple[str, ...]) -> None:

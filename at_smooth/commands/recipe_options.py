@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from at_smooth.commands.options import pairs_of
+from at_smooth.commands.options import PATH, pairs_of
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -26,7 +25,7 @@ def recipe_options(command: _F) -> _F:
     """The options of ``train`` that are fields of a recipe; None where not given."""
     options = [
         click.option("--dataset", help="Data set (see 'at-smooth plugins datasets'). [default: digits]"),
-        click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set's files are."),
+        click.option("--data-dir", type=PATH, help="Where the data set's files are."),
         click.option("--model", help="Architecture (see 'at-smooth plugins models'). [default: the data set's]"),
         click.option("--method", help="Training method (see 'at-smooth plugins methods'). [default: at]"),
         click.option("--attack", help="Attack to train on. [default: pgd]"),

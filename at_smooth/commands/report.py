@@ -7,12 +7,12 @@ from pathlib import Path
 import click
 
 from at_smooth.commands.interruptible import interruptible
-from at_smooth.commands.options import trust_option
+from at_smooth.commands.options import PATH, trust_option
 
 
 @click.command()
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="The HTML file, new. [default: report.html in the run, or "
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=PATH)
+@click.option("--out", type=PATH, help="The HTML file, new. [default: report.html in the run, or "
               "in the working directory where there are several]")  # fmt: skip
 @click.option("--figures", default="curves", show_default=True, metavar="NAME,NAME,...",
               help="Analyses to draw (see 'at-smooth plugins analyses'); none for none.")  # fmt: skip

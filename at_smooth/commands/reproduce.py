@@ -8,17 +8,17 @@ from typing import Any
 import click
 
 from at_smooth.commands.interruptible import interruptible
-from at_smooth.commands.options import trust_option
+from at_smooth.commands.options import PATH, trust_option
 from at_smooth.commands.recipe_options import changes_from
 
 
 @click.command()
 @click.argument("table", required=False)
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run directories. [default: under runs/]")
+@click.option("--out", type=PATH, help="Folder of the run directories. [default: under runs/]")
 @click.option("--dry-run", is_flag=True, help="Print the runs and a forecast of the time that each takes.")
 @click.option("--preset", help="Preset to base the runs on, such as official-code. [default: the table's]")
 @click.option("--rehearse", is_flag=True, help="Shrink every run to the embedded digits: same plugins, in minutes.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set's files are.")
+@click.option("--data-dir", type=PATH, help="Where the data set's files are.")
 @click.option("--seed", type=int, help="Decides split, order, initial weights and noise. [default: 0]")
 @click.option("--device", help="auto, cpu, cuda, cuda:1, ... [default: auto]")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Arithmetic of training.")

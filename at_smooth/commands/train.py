@@ -11,14 +11,14 @@ from typing import Any
 import click
 
 from at_smooth.commands.interruptible import interruptible
-from at_smooth.commands.options import trust_option
+from at_smooth.commands.options import PATH, trust_option
 from at_smooth.commands.recipe_options import changes_from, recipe_options
 from at_smooth.exceptions import DivergedError, InputError
 
 
 @click.command()
 @recipe_options
-@click.option("--out", type=click.Path(path_type=Path), help="Run directory, new or empty. [default: under runs/]")
+@click.option("--out", type=PATH, help="Run directory, new or empty. [default: under runs/]")
 @click.option("--resume", is_flag=True, help="Continue the run in --out exactly where it was saved last.")
 @click.option("--override", is_flag=True, help="Resume on another device, by other versions and such.")
 @click.option("--dry-run", is_flag=True, help="Train nothing: print the resolved recipe, parameters and device.")

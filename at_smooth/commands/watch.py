@@ -8,10 +8,11 @@ from pathlib import Path
 import click
 
 from at_smooth.commands.interruptible import interruptible
+from at_smooth.commands.options import PATH
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
 @click.option("--once", is_flag=True, help="Show how it is now, and stop.")
 @click.option("--every", type=click.FloatRange(0.1), default=1.0, show_default=True, help="Seconds between two looks.")
 @click.pass_context

@@ -60,10 +60,9 @@ def write_onnx(trained: Trained, folder: Path) -> set[str]:
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
-            torch.onnx.export(
+            program: Any = torch.onnx.export(
                 trained.network,
                 (trained.images[:_TRACED_ON],),
-                str(folder / ONNX),
                 input_names=["images"],
                 output_names=["logits"],
                 dynamic_shapes=({0: torch.export.Dim("n")},),
@@ -73,10 +72,12 @@ def write_onnx(trained: Trained, folder: Path) -> set[str]:
             )
             from onnx.reference import ReferenceEvaluator
 
-            [logits] = ReferenceEvaluator(str(folder / ONNX)).run(None, {"images": trained.images.numpy()})
+            content = program.model_proto
+            [logits] = ReferenceEvaluator(content).run(None, {"images": trained.images.numpy()})
         except Exception as error:  # as above
             raise ExportError(f"'{trained.recipe.model}' cannot be written as ONNX ({_first_line(error)}).") from None
     _compare(torch.as_tensor(logits), trained, "ONNX")
+    (folder / ONNX).write_bytes(content.SerializeToString())
     return {"onnxruntime"}
 
 

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from at_smooth import DataError, Dataset, Images, notify
+from at_smooth_plugins.datasets.array_files import read_array
 from at_smooth_plugins.datasets.array_layout import Array, Layout, Stated, channels_first
 
 #: Names of the arrays: for training, for testing, and for validation if there are such.
@@ -94,7 +95,7 @@ def _naming(path: Path) -> Iterator[None]:
 def _read(path: Path) -> list[tuple[str, Array]]:
     """The arrays by name: training images, their labels, the same for testing and, where there are such, validation."""
     try:
-        archive = np.load(path, allow_pickle=False)
+        archive = np.load(path, mmap_mode="r", allow_pickle=False)  # the mode is for a bare array, however large
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise DataError(f"{path} is one array, no readable .npz file; give one with {', '.join(_NAMES[0][:4])}.")
         with archive:
@@ -112,8 +113,11 @@ def _read(path: Path) -> list[tuple[str, Array]]:
             left = [name for name in archive.files if name not in wanted]
             if left:
                 notify(f"{path}: arrays of other names are left out: {', '.join(left)}")
-            return [(name, archive[name]) for name in wanted]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
+        with zipfile.ZipFile(path) as packed:
+            return [(name, read_array(packed, name)) for name in wanted]
+    except DataError:
+        raise
+    except Exception as error:  # a damaged archive breaks the reader in any way it likes
         raise DataError(f"{path} is no readable .npz file of plain arrays ({error}).") from None
 
 
