@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 import sysconfig
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from at_smooth import Run, StorageError, checkpoint, train
+from at_smooth import OptionError, Run, StorageError, checkpoint, train
+from at_smooth.export import export
 
 resource = pytest.importorskip("resource")
 
@@ -90,3 +92,65 @@ def test_the_old_file_stands_where_the_disk_fails(tmp_path, monkeypatch, call):
 def test_a_folder_that_is_gone_is_told_likewise(tmp_path):
     with pytest.raises(StorageError, match=r"cannot write .*c\.pt"):
         checkpoint.save(tmp_path / "gone" / "c.pt", {"state": 2})
+
+
+@contextmanager
+def files_up_to(size):
+    """No file may have more bytes than that."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("form", ["robustbench", "torchscript", "onnx"])
+@pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
+def test_an_export_that_cannot_be_written_leaves_nothing(plain_run, tmp_path, form, there):
+    if form == "onnx":
+        pytest.importorskip("onnxscript")
+    out = tmp_path / "out"
+    if there:
+        out.mkdir()
+    with files_up_to(2000), pytest.raises(StorageError, match=r"cannot write .*out \(File too large\)"):
+        export(plain_run.path, out, form)
+    assert os.listdir(tmp_path) == ["out"] * there
+    assert not there or not os.listdir(out)
+
+
+def test_an_export_on_a_full_disk_leaves_nothing(plain_run, small_disk):
+    (small_disk / "other").write_bytes(bytes(250_000))
+    for form in ("robustbench", "torchscript"):
+        with pytest.raises(StorageError, match="No space left on device"):
+            export(plain_run.path, small_disk / "out", form)
+    assert os.listdir(small_disk) == ["other"]
+
+
+REFUSING = """
+from at_smooth import OptionError, Regularizer
+
+ASKED = []
+
+class Refusing(Regularizer):
+    def setup(self, teachers):
+        ASKED.append(1)
+        if len(ASKED) > 1:  # the first time is before the run begins
+            raise OptionError("refused at last")
+"""
+
+
+@pytest.mark.parametrize("kind", ["new", "there", "working directory", "link"])
+def test_a_run_that_is_refused_late_says_why_and_leaves_what_was_there(tiny, tmp_path, distribution, monkeypatch, kind):
+    distribution("refusing", {"regularizers": {"refusing": "refusing_plugin:Refusing"}}, {"refusing_plugin": REFUSING})
+    folder = tmp_path / "folder"
+    if kind != "new":
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+    (tmp_path / "link").symlink_to("folder")
+    out = {"working directory": ".", "link": tmp_path / "link"}.get(kind, folder)
+    with pytest.raises(OptionError, match="refused at last"):
+        train(tiny(regularizer="refusing"), out)
+    assert (tmp_path / "link").is_symlink()
+    assert folder.exists() == (kind != "new")
+    assert not folder.exists() or not os.listdir(folder)
