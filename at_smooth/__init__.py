@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from at_smooth._version import __version__
 
 if TYPE_CHECKING:
-    from at_smooth.attacks import FGSM, PGD, Adversary, AttackSpec
+    from at_smooth.attacks import CLEAN, FGSM, PGD, Adversary, AttackSpec, Clean
     from at_smooth.data import Augmentation, Data, Part
     from at_smooth.engine import Engine
     from at_smooth.evaluation import Evaluation, evaluate
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         Task,
         Teachers,
         Terms,
+        TrainingPlugin,
         WeightSmoother,
     )
     from at_smooth.notes import AtSmoothWarning, notify
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
     from at_smooth.trust import trust_code
 
 _HOME = {
-    "attacks": ("FGSM", "PGD", "Adversary", "AttackSpec"),
+    "attacks": ("CLEAN", "FGSM", "PGD", "Adversary", "AttackSpec", "Clean"),
     "data": ("Augmentation", "Data", "Part"),
     "engine": ("Engine",),
     "notes": ("AtSmoothWarning", "notify"),
@@ -108,6 +109,7 @@ _HOME = {
         "Task",
         "Teachers",
         "Terms",
+        "TrainingPlugin",
         "WeightSmoother",
     ),
     "recipe": ("Recipe",),
@@ -122,6 +124,7 @@ _HOME = {
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
+    "CLEAN",
     "FGSM",
     "PGD",
     "Adversary",
@@ -134,6 +137,7 @@ __all__ = [
     "Batch",
     "BenchError",
     "CheckpointError",
+    "Clean",
     "Data",
     "DataError",
     "Dataset",
@@ -171,6 +175,7 @@ __all__ = [
     "Teachers",
     "Terms",
     "Threat",
+    "TrainingPlugin",
     "UntrustedError",
     "WeightSmoother",
     "__version__",

@@ -7,7 +7,8 @@ import re
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any, ClassVar, Literal, TypeVar
+from enum import Enum
+from typing import Any, ClassVar, Final, Literal, TypeVar
 
 import torch
 from pydantic import (
@@ -23,10 +24,21 @@ from torch import Tensor, nn
 from at_smooth.exceptions import OptionError, explain, nearest
 from at_smooth.fast_layers import fast_layers
 from at_smooth.modes import kept_modes
-from at_smooth.threat import OptionalPixels, Threat, parse_pixels
+from at_smooth.own_input import keeps_input
+from at_smooth.threat import OptionalPixels, Threat, parse_pixels, too_long
 
 #: What an attack makes large: the cross-entropy, or the divergence from the clean prediction.
 Objective = Literal["ce", "kl"]
+
+
+class Clean(Enum):
+    """The type of :data:`CLEAN`."""
+
+    CLEAN = "clean"
+
+
+#: What a method's ``attack`` returns to train on clean images.
+CLEAN: Final = Clean.CLEAN
 
 
 class AttackSpec(BaseModel):
@@ -80,6 +92,36 @@ class AttackSpec(BaseModel):
         return self.model_copy(update={"objective": objective})
 
     @property
+    def lengths(self) -> dict[str, float]:
+        """Its options that are lengths in [0, 1] pixel units, such as that of a step."""
+        return {}
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> AttackSpec:
+        reason = self._too_long(None)
+        if reason:
+            raise ValueError(reason)
+        return self
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Refuse a radius or a step that is longer than any perturbation.
+
+        Args:
+            shape: Of one image, (C, H, W).
+
+        Raises:
+            OptionError: One is.
+        """
+        self.threat.check_shape(shape)
+        reason = self._too_long(shape)
+        if reason:
+            raise OptionError(f"attack {self.name}: {reason}")
+
+    def _too_long(self, shape: tuple[int, ...] | None) -> str:
+        reasons = {name: too_long(self.threat.norm, length, shape) for name, length in self.lengths.items()}
+        return "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
+
+    @property
     def views_gradients(self) -> bool:
         """Whether the library may call ``view`` on the gradient, which it cannot where that is channels_last."""
         return True
@@ -105,6 +147,11 @@ class PGD(AttackSpec):
         if self.step_size is None:
             self.__dict__["step_size"] = self.threat.eps * self._STEP_OVER_EPS[self.threat.norm]
         return self
+
+    @property
+    def lengths(self) -> dict[str, float]:
+        """The step."""
+        return {} if self.step_size is None else {"step_size": self.step_size}
 
     @property
     def views_gradients(self) -> bool:
@@ -190,6 +237,12 @@ class LibraryAttack(AttackSpec):
         """``torchattacks:CLASS``."""
         return f"torchattacks:{self.attack}"
 
+    @property
+    def lengths(self) -> dict[str, float]:
+        """Steps, as torchattacks calls them."""
+        found = {name: (self.model_extra or {}).get(name) for name in _LENGTHS}
+        return {name: value for name, value in found.items() if isinstance(value, float)}
+
     def maximising(self, objective: Objective) -> AttackSpec:
         """Only the objective that the class has."""
         if objective != "ce":
@@ -208,6 +261,10 @@ class LibraryAttack(AttackSpec):
             return attack(model, **own, **(self.model_extra or {}))
         except (TypeError, ValueError) as error:
             raise OptionError(f"attack torchattacks:{self.attack}: {error}") from None
+
+
+#: Options of torchattacks' classes that are lengths in pixels: of a step, and of a finite difference.
+_LENGTHS = ("alpha", "delta")
 
 
 def _like(default: Any, value: Any, name: str) -> Any:
@@ -248,7 +305,8 @@ class Adversary:
             (:func:`at_smooth.fast_layers.fast_layers`).
 
     Raises:
-        OptionError: The attack cannot be built, or not targeted.
+        OptionError: The attack cannot be built, or not targeted; or, when it is called, the radius or a step is longer
+            than any perturbation of such images.
     """
 
     def __init__(self, model: nn.Module, spec: AttackSpec, *, targeted: bool = False, fast: bool = False) -> None:
@@ -273,15 +331,18 @@ class Adversary:
         """
         if self.spec.threat.eps == 0:  # the L2 projection would divide nothing by nothing
             return images.clone()
+        self.spec.check_shape(tuple(images.shape[1:]))
+        own = images.clone(memory_format=torch.contiguous_format)  # a library's to spoil, as the labels are
         with attackable(self._model, self.spec.mode), self._faster(self._model):
-            perturbed: Tensor = self._attack(images.contiguous(), labels)
+            perturbed: Tensor = self._attack(own, labels.clone())
         return perturbed
 
 
 class _Shield(nn.Module):
     """What torchattacks sees of the model: it may run it, and cannot switch its modes.
 
-    Gradients can reach it contiguous, since its L2 attacks use ``view``, which channels_last models would break.
+    Gradients can reach it contiguous, since its L2 attacks use ``view``, which channels_last models would break. A
+    model that works in place gets a copy of the images: these are the attack's.
     """
 
     def __init__(self, model: nn.Module, contiguous: bool) -> None:
@@ -292,7 +353,7 @@ class _Shield(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if self._contiguous and images.requires_grad:
             images.register_hook(torch.Tensor.contiguous)  # type: ignore[no-untyped-call]
-        logits: Tensor = self.model(images)
+        logits: Tensor = self.model(images if keeps_input(self.model) else images.clone())
         return logits.float()  # under autocast the attack's loss stays in full precision
 
     def train(self, mode: bool = True) -> _Shield:

@@ -11,8 +11,9 @@ from pathlib import Path
 from torch.optim.swa_utils import AveragedModel
 
 from at_smooth import checkpoint
-from at_smooth.attacks import Adversary
+from at_smooth.attacks import CLEAN, Adversary
 from at_smooth.batchnorm import refresh_batchnorm
+from at_smooth.contracts import attack_of
 from at_smooth.engine import Engine
 from at_smooth.exceptions import InputError, RunError
 from at_smooth.experiment import build_engine, prepare_data
@@ -125,7 +126,8 @@ def _refresh(engine: Engine, average: AveragedModel, epoch: int, bn: str) -> Non
         refresh_batchnorm(average.module, (batch.clean for batch in images()), engine.model)
         if bn == "adversarial":
             still = copy.deepcopy(average.module)  # its statistics stand still while the average's move
-            spec = engine.method.attack(engine.wanted_attack) or engine.wanted_attack
+            attack = attack_of(engine.method, engine.wanted_attack)
+            spec = engine.wanted_attack if attack is CLEAN else attack
             adversary = Adversary(still, spec.model_copy(update={"mode": "eval"}))
             attacked = (adversary(batch.clean, batch.labels) for batch in images())
             refresh_batchnorm(average.module, attacked, engine.model)

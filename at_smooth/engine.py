@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
 from typing import Any, cast
@@ -13,17 +14,30 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from at_smooth.attacks import PGD, Adversary, AttackSpec
+from at_smooth.attacks import CLEAN, PGD, Adversary, AttackSpec
 from at_smooth.batchnorm import refresh_batchnorm
 from at_smooth.best import Best
 from at_smooth.compilation import Compilation
+from at_smooth.contracts import attack_of, check_moved, check_smoothed, settings_kept
 from at_smooth.data import Data, Part
 from at_smooth.divergence import all_finite, average_diverged, weights_diverged
 from at_smooth.exceptions import DivergedError, OptionError
-from at_smooth.interfaces import Batch, Method, Regularizer, Schedule, Teachers, WeightSmoother
+from at_smooth.interfaces import (
+    Batch,
+    Method,
+    Regularizer,
+    Schedule,
+    Teachers,
+    TrainingPlugin,
+    WeightSmoother,
+)
 from at_smooth.measuring import COLUMNS, Row, right_answers
 from at_smooth.network import try_out
 from at_smooth.observer import Observer
+from at_smooth.own_input import own_input
+from at_smooth.plugin_class import check_plugin
+from at_smooth.plugin_errors import blamed, described, not_the_callers
+from at_smooth.plugin_state import FirstEpoch, devices_of, restore, saved_state
 from at_smooth.runtime import Runtime, fenced_randomness, seed_global
 from at_smooth.settings import Settings
 from at_smooth.step import Moment, TrainingLoss, TrainingStep
@@ -71,12 +85,16 @@ class Engine:
         self.wanted_attack = attack
         self.regularizer = regularizer or Regularizer()
         self.smoother = smoother or WeightSmoother()
-        self._refuse_memory_of_one_rank()
+        for plugin in self._plugins.values():
+            check_plugin(plugin)
+            self._refuse_memory_of_one_rank(plugin)
         self.model = self.runtime.place(model)
         if not self.model.training:
             self.model.train()
         self.data = data.to(self.runtime.device)
         self.teachers = teachers or TrainedOnTheSpot(self)
+        #: What messages call the model.
+        self.model_name = "the model"
 
         self.epoch = 0  # trained; those in the history are measured too
         self.step = 0
@@ -87,17 +105,24 @@ class Engine:
         self._stale = False  # the average moved, and its BatchNorm statistics have not been refreshed since
         self._began = 0.0
         self._way_back: dict[str, Any] | None = None
-        self._remembered: dict[str, Any] = {}
+        self._remembered: dict[str, Any] | None = None
+        self._checked = False  # the plugins, over a first epoch
+        self._checked_average = False
         self._observers: tuple[Observer, ...] = ()
         self._compilation = Compilation(self.runtime.compile)
         self.best = {"raw": Best(), "smoothed": Best()}
 
         #: What has to stay finite: not a mask, say, that is made of infinities.
         self._watched = {name: value for name, value in self.model.state_dict().items() if all_finite([value])}
-        training_attack = method.attack(attack)
+        attack.check_shape(self.data.shape)
+        training_attack = attack_of(method, attack)
+        self._attacks = training_attack is not CLEAN
         self._evaluation = PGD(threat=attack.threat, steps=self.settings.eval_steps, mode="eval")
+        learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if not learning:
+            raise OptionError("the model has no parameter that learns: requires_grad is False for all of them.")
         self.optimizer = torch.optim.SGD(
-            [parameter for parameter in self.model.parameters() if parameter.requires_grad],
+            learning,
             self.settings.lr,
             momentum=self.settings.momentum,
             weight_decay=self.settings.weight_decay,
@@ -105,16 +130,17 @@ class Engine:
         self.lr_schedule = _lr_scheduler(self.optimizer, self.settings)
         self._take_step = TrainingStep(
             TrainingLoss(self.model, method, self.regularizer, data.num_classes),
-            Adversary(self.model, training_attack, fast=self.runtime.fast_layers) if training_attack else None,
+            None if training_attack is CLEAN else Adversary(self.model, training_attack, fast=self.runtime.fast_layers),
             self.optimizer,
             self.runtime,
             self.settings.accumulate,
         )
         #: What makes an epoch the best: validation RA; validation SA where nothing is attacked.
-        self.selects_by = "val_ra" if training_attack else "val_sa"
+        self.selects_by = "val_ra" if self._attacks else "val_sa"
         steps, decays = self.data.steps_per_epoch(self.settings.batch_size), self.settings.decays()
         self.schedule = Schedule(self.settings.epochs, steps, decays[0] if decays else None)
-        self.smoother.attach(self.model, self.schedule)
+        with self._calling_smoother("attach"):
+            self.smoother.attach(self.model, self.schedule)
 
     def fit(self, *observers: Observer) -> list[Row]:
         """Train to the end: epoch, measure, log, save.
@@ -126,9 +152,10 @@ class Engine:
             DivergedError: The loss or a weight is not finite.
         """
         self._observers = observers
-        self._prepare()
-        with self._compilation.nothing():
-            self._fit()
+        with not_the_callers():
+            self._prepare()
+            with self._compilation.nothing():
+                self._fit()
         return self.history
 
     def _fit(self) -> None:
@@ -149,23 +176,54 @@ class Engine:
         Returns:
             The epoch's ``lr``, ``train_loss`` and ``train_acc`` (percent, on the attacked images).
         """
+        first_epoch = None if self._checked else FirstEpoch(self._plugins.values(), self.model)
         underway = self._underway
         if underway is None or underway.epoch != epoch:
             underway = self._begin_epoch(epoch)
+        with own_input(self.model):
+            self._take_steps(epoch, underway)
+        self._refuse_unsound()
+        self.lr_schedule.step()
+        self._stale = self._after_epoch(epoch) or self._stale
+        self.epoch += 1
+        if first_epoch:
+            first_epoch.check(self.runtime.device)
+            self._checked = True
+        return underway.figures(self.data.train.n)
+
+    def _take_steps(self, epoch: int, underway: Underway) -> None:
+        """The epoch's steps that are left."""
         full = min(self.settings.batch_size, self.data.train.n)
         for batch in self._train_batches(epoch, underway.batches):
             with self._compilation.of("step" if (batch.whole or len(batch)) == full else None):
                 taken = self._take_step(batch, self._moment())
             self.last_loss = taken.mean_loss
-            self.smoother.after_step(self.model, self.step)
+            with self._calling_smoother("after_step", once_an_epoch=underway.batches == 0):
+                self.smoother.after_step(self.model, self.step)
             self.step += 1
             underway.add(taken)
             self._tell("stepped")
-        self._refuse_unsound()
-        self.lr_schedule.step()
-        self._stale = self.smoother.after_epoch(self.model, epoch) or self._stale
-        self.epoch += 1
-        return underway.figures(self.data.train.n)
+
+    def _after_epoch(self, epoch: int) -> bool:
+        """Tell the smoother, and say whether its average moved."""
+        with self._calling_smoother("after_epoch"):
+            moved = check_moved(self.smoother, self.smoother.after_epoch(self.model, epoch))
+        with blamed(self.smoother, "smoothed"):
+            smoothed: object = self.smoother.smoothed()
+        if smoothed is not None and not self._checked_average:
+            check_smoothed(self.smoother, smoothed, self.model)
+            self._checked_average = True
+        return moved
+
+    @contextmanager
+    def _calling_smoother(self, method: str, once_an_epoch: bool = True) -> Iterator[None]:
+        """The region of a call, whose failures are the smoother's; in each step it is not looked at what it changes."""
+        with blamed(self.smoother, method):
+            if not once_an_epoch:
+                yield
+                return
+            with settings_kept(self.smoother, method, self.model):
+                yield
 
     def accuracies(self, model: nn.Module, part: Part) -> tuple[float, float]:
         """SA and RA of a model, in percent, in eval mode, float32, on a stream of randomness of their own.
@@ -219,6 +277,7 @@ class Engine:
         """
         self._refuse_unsound()
         underway = self._underway and {**asdict(self._underway), "seconds": time.perf_counter() - self._began}
+        remembered = {name: saved_state(plugin) for name, plugin in self._plugins.items()}
         return {
             "epoch": self.epoch,
             "step": self.step,
@@ -229,10 +288,10 @@ class Engine:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "lr": self.lr_schedule.state_dict(),
-            "regularizer": self.regularizer.state(),
-            "smoother": self.smoother.state(),
-            "history": self.history,
-            "best": {name: {"score": best.score, "row": best.row} for name, best in self.best.items()},
+            **remembered,
+            "elsewhere": {name: devices_of(state) for name, state in remembered.items()},
+            "history": [dict(row) for row in self.history],
+            "best": {name: {"score": best.score, "row": dict(best.row)} for name, best in self.best.items()},
         }
 
     def restore(self, state: dict[str, Any], best_weights: dict[str, dict[str, Tensor]]) -> None:
@@ -243,7 +302,7 @@ class Engine:
             best_weights: The weights of the best epochs so far, by ``"raw"`` and ``"smoothed"``.
         """
         self.epoch, self.step, self.retries = state["epoch"], state["step"], state["retries"]
-        self.history = state["history"]
+        self.history = [dict(row) for row in state["history"]]
         self._stale = state["stale"]
         self._underway = Underway(**state["underway"]) if state["underway"] else None
         if self._underway:
@@ -254,31 +313,46 @@ class Engine:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_schedule.load_state_dict(state["lr"])
-        self.smoother.restore(state["smoother"])
-        self._remembered = state["regularizer"]  # for after its setup
+        for name in ("method", "smoother"):
+            self._restore_plugin(name, state)
+        self._remembered = {name: state[name] for name in ("regularizer", "elsewhere")}  # for after its setup
         for name, best in state["best"].items():
-            self.best[name] = Best(best["score"], best["row"], best_weights.get(name, {}))
+            self.best[name] = Best(best["score"], dict(best["row"]), best_weights.get(name, {}))
+
+    @property
+    def _plugins(self) -> dict[str, TrainingPlugin]:
+        return {"method": self.method, "regularizer": self.regularizer, "smoother": self.smoother}
 
     def _prepare(self) -> None:
         self._check_logits()
-        self.regularizer.setup(self.teachers)
-        if self._remembered:
-            self.regularizer.restore(self._remembered)
+        with blamed(self.regularizer, "setup"):
+            self.regularizer.setup(self.teachers)
+        self._restore_regularizer()
         self.runtime.compiling(self.model)
 
-    def _refuse_memory_of_one_rank(self) -> None:
-        remembers = type(self.regularizer).state is not Regularizer.state
-        if self.runtime.ranks.count > 1 and remembers and not self.regularizer.same_on_all_ranks:
+    def _restore_plugin(self, name: str, state: dict[str, Any]) -> None:
+        restore(self._plugins[name], state[name], state["elsewhere"][name], self.runtime.device)
+
+    def _restore_regularizer(self) -> None:
+        if self._remembered:
+            with blamed(self.regularizer, "restore"):
+                self._restore_plugin("regularizer", self._remembered)
+        self._remembered = None
+
+    def _refuse_memory_of_one_rank(self, plugin: TrainingPlugin) -> None:
+        remembers = type(plugin).state is not TrainingPlugin.state
+        if self.runtime.ranks.count > 1 and remembers and not plugin.same_on_all_ranks:
             raise OptionError(
-                f"regularizer {type(self.regularizer).__name__} remembers what it saw, and each of several ranks sees "
-                f"other examples. Train in one process; its author can say that it need not (same_on_all_ranks)."
+                f"{described(plugin)} remembers what it saw, and each of several ranks sees other examples. Train in "
+                f"one process; its author can say that it need not (same_on_all_ranks)."
             )
 
     def _check_logits(self) -> None:
-        """Refuse a model whose output is not one logit a class, before it costs anything."""
+        """Refuse a model that gives other than one logit a class, or cannot be attacked, before it costs anything."""
         batch = next(self.data.train.batches(2))
         with fenced_randomness(self.settings.seed, "check"):
-            try_out(self.model, batch.clean, self.data.num_classes)
+            attacked = self._attacks or (self.settings.eval_steps > 0 and self.wanted_attack.threat.eps > 0)
+            try_out(self.model, batch.clean, self.data.num_classes, attacked=attacked, name=self.model_name)
 
     def _begin_epoch(self, epoch: int) -> Underway:
         self._began = time.perf_counter()
@@ -287,7 +361,8 @@ class Engine:
             self._way_back = copy.deepcopy(self.state())
         zero = torch.zeros((), device=self.runtime.device)
         self._underway = Underway(epoch, self.optimizer.param_groups[0]["lr"], zero, zero)
-        self.smoother.before_epoch(self.model, epoch)
+        with self._calling_smoother("before_epoch"):
+            self.smoother.before_epoch(self.model, epoch)
         return self._underway
 
     def _end_epoch(self) -> None:
@@ -305,10 +380,11 @@ class Engine:
 
     def _go_back(self, error: DivergedError) -> None:
         """Begin the epoch again with half the learning rate, if that is wanted and was not done too often."""
-        if self._way_back is None or not self.may_go_back:
+        start = self._way_back
+        if start is None or not self.may_go_back:
             raise error
-        self.restore(self._way_back, {name: best.weights for name, best in self.best.items()})
-        self.regularizer.restore(self._remembered)
+        self.restore(start, {name: best.weights for name, best in self.best.items()})
+        self._restore_regularizer()
         self.retries += 1
         for group in self.optimizer.param_groups:  # the schedule multiplies what is there
             group["lr"] /= 2
@@ -377,7 +453,8 @@ class Engine:
 
     def _tell(self, event: str, *news: object) -> None:
         for observer in self._observers:
-            getattr(observer, event)(self, *news)
+            own = (copy.copy(each) if isinstance(each, dict | list) else each for each in news)  # theirs to change
+            getattr(observer, event)(self, *own)
 
 
 def _lr_scheduler(optimizer: torch.optim.Optimizer, settings: Settings) -> torch.optim.lr_scheduler.LRScheduler:

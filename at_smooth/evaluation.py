@@ -22,6 +22,9 @@ from at_smooth.journal import Journal, Memory, digest, digest_of_model, digest_o
 from at_smooth.modes import kept_modes
 from at_smooth.network import refuse_probabilities
 from at_smooth.notes import notify
+from at_smooth.own_input import with_own_input
+from at_smooth.plugin_class import check_plugin
+from at_smooth.plugin_errors import in_words
 from at_smooth.runtime import Runtime, fenced_randomness, full_float32
 from at_smooth.threat import Threat
 
@@ -107,8 +110,8 @@ def evaluate(
 ) -> Evaluation:
     """Find out which examples a model still gets right.
 
-    The model is copied and the global generators are put back, so nothing of the caller's changes. Evaluation is in
-    eval mode and in float32.
+    The model is copied and the global generators are put back, so nothing of the caller's changes; models and
+    evaluators get copies of the images. Evaluation is in eval mode and in float32.
 
     Args:
         model: From images (N, C, H, W) in [0, 1] to logits (N, K).
@@ -135,6 +138,9 @@ def evaluate(
         raise OptionError(f"the batch size is {batch_size}; give 1 or more.")
     if part.n == 0:
         raise OptionError("there are no examples to evaluate on.")
+    threat.check_shape(tuple(part.images.shape[1:]))
+    for evaluator in evaluators.values():
+        check_plugin(evaluator)
     device = (runtime or Runtime.choose()).device
     outcomes = {}
     with fenced_randomness(seed, "evaluation"), own_arithmetic(device):
@@ -177,11 +183,14 @@ class _Trial:
         n = self.part.n
         outcome = Outcome([], torch.full((n,), -1), torch.full((n,), float("inf")))
         at_stage, at_batch = self.memory.recall(outcome)
-        task = Task(model, threat, num_classes, seed, note=lambda text: _once(outcome.notes, text))
+        theirs = with_own_input(copy.deepcopy(model))  # an attack may change what it attacks; we judge by our own
+        task = Task(theirs, threat, num_classes, seed, note=lambda text: _once(outcome.notes, text))
         with _blamed(self.name, "cannot name its stages"):
-            outcome.stages = list(self.evaluator.stages(task))
-        if not outcome.stages or len(set(outcome.stages)) < len(outcome.stages):
-            raise PluginError(f"evaluator '{self.name}' should name its stages, each once, not {outcome.stages}.")
+            stages: object = self.evaluator.stages(task)
+        names = list(stages) if isinstance(stages, list | tuple) else []
+        if not names or len(set(map(repr, names))) < len(names) or not all(isinstance(name, str) for name in names):
+            raise PluginError(f"evaluator '{self.name}': stages() should return names, each once, not {stages!r}.")
+        outcome.stages = names
         for number, stage in enumerate(outcome.stages):
             if number < at_stage:
                 continue
@@ -192,14 +201,14 @@ class _Trial:
             for position, batch in enumerate(batches[first:], start=first):
                 began = time.perf_counter()
                 with fenced_randomness(seed, f"{stage}, batch {position}"):
-                    broken, distances = self._attack(task, stage, batch)
+                    broken, distances = self._attack(task, model, stage, batch)
                 outcome.broken_by[batch[broken]] = number
                 outcome.distances[batch[broken]] = distances[broken]
                 outcome.seconds += time.perf_counter() - began
                 self.memory.keep(outcome, number, position + 1)
                 self.watcher.batch_done(len(batch), outcome.accuracy)
         with _blamed(self.name, "cannot give its figures"):
-            outcome.figures = self.evaluator.figures(task, outcome)
+            outcome.figures = dict(self.evaluator.figures(task, copy.deepcopy(outcome)))
             json.dumps(outcome.figures)
         taken = _RESERVED & set(outcome.figures)
         if taken:
@@ -207,20 +216,25 @@ class _Trial:
         self.watcher.evaluator_done(self.name, outcome)
         return outcome
 
-    def _attack(self, task: Task, stage: str, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    def _attack(self, task: Task, judge: nn.Module, stage: str, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """Which examples of a batch a stage breaks, (N,) bool, and the L2 length of each perturbation, (N,)."""
         chosen = chosen.to(self.part.labels.device)
         images, labels = as_float(self.part.images[chosen]), self.part.labels[chosen]
         with _blamed(self.name, f"failed in its stage '{stage}'"), _as_it_was(task.model):
-            perturbed = self.evaluator.perturb(task, stage, images.clone(), labels.clone()).detach().to(images)
-        if perturbed.shape != images.shape:
-            raise PluginError(f"evaluator '{self.name}' made {tuple(perturbed.shape)} of images {tuple(images.shape)}.")
+            returned: object = self.evaluator.perturb(task, stage, images.clone(), labels.clone())
+        if not isinstance(returned, Tensor) or returned.shape != images.shape:
+            found = f"a tensor {tuple(returned.shape)}" if isinstance(returned, Tensor) else type(returned).__name__
+            raise PluginError(
+                f"evaluator '{self.name}': perturb() returned {found} in its stage '{stage}'; it should return the "
+                f"perturbed images, a tensor {tuple(images.shape)}."
+            )
+        perturbed = returned.detach().to(images)
         allowed = self._allowed(images, perturbed, task.threat)
         if not allowed.all():
             task.note("some perturbed images were outside the threat's ball or outside [0, 1]; they do not count")
             perturbed = torch.where(allowed[:, None, None, None], perturbed, images)
         with torch.no_grad():
-            logits = task.model(perturbed)
+            logits = judge(perturbed)
         undecided = logits.isnan().any(1)
         if undecided.any():
             task.note("some logits are NaN; those examples count as wrong")
@@ -250,7 +264,7 @@ def _blamed(name: str, doing: str) -> Iterator[None]:
     except AtSmoothError:
         raise
     except Exception as error:
-        raise PluginError(f"evaluator '{name}' {doing} ({type(error).__name__}: {error}).") from error
+        raise PluginError(f"evaluator '{name}' {doing} ({in_words(error)}).") from error
 
 
 @contextmanager
@@ -275,7 +289,7 @@ def own_arithmetic(device: torch.device) -> Iterator[None]:
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
-    """A copy in eval mode, in float32, whose parameters want no gradient.
+    """A copy in eval mode, in float32, whose parameters want no gradient, and which leaves its input as it is.
 
     Raises:
         OptionError: The model cannot be copied.
@@ -284,7 +298,7 @@ def frozen_copy(model: nn.Module) -> nn.Module:
         subject = copy.deepcopy(model)
     except Exception as error:  # whatever a model holds that cannot be copied
         raise OptionError(f"the model cannot be copied, as evaluation does to leave it as it is ({error}).") from None
-    return subject.float().eval().requires_grad_(False)
+    return with_own_input(subject.float().eval().requires_grad_(False))
 
 
 def first_logits(model: nn.Module, part: Part) -> Tensor:

@@ -158,6 +158,8 @@ def explain(error: ValidationError, subject: str) -> OptionError:
         field = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             lines.append(f"{field or repr(field)}: there is no such option")
+        elif problem["type"] == "missing":
+            lines.append(f"{field}: it has no default, so give it a value")
         elif problem["type"] == "value_error":
             lines.append(f"{field}: {problem['ctx']['error']}" if field else str(problem["ctx"]["error"]))
         else:

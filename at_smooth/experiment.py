@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from torch import nn
 
 from at_smooth import checkpoint
+from at_smooth.contracts import loaded
 from at_smooth.data import Augmentation, Data
 from at_smooth.engine import Engine
 from at_smooth.exceptions import (
@@ -29,6 +30,7 @@ from at_smooth.lock import NAME as LOCK
 from at_smooth.lock import FileLock, FolderLock
 from at_smooth.network import build_network, network_from
 from at_smooth.observer import Observer
+from at_smooth.plugin_errors import blamed
 from at_smooth.progress import Progress, Silent
 from at_smooth.ranks import Ranks
 from at_smooth.recipe import Recipe, plugins_in
@@ -173,7 +175,7 @@ class _Trust(Observer):
 
 def build_engine(recipe: Recipe, data: Data, runtime: Runtime, teachers: Teachers | None = None) -> Engine:
     """A recipe's network and plugins in an engine, not yet trained."""
-    return Engine(
+    engine = Engine(
         build_network(recipe, data.shape, data.num_classes, data.pixel_statistics()),
         data,
         method=recipe.plugin("method"),
@@ -184,6 +186,8 @@ def build_engine(recipe: Recipe, data: Data, runtime: Runtime, teachers: Teacher
         runtime=runtime,
         teachers=teachers,
     )
+    engine.model_name = f"the network that model {recipe.model} builds"
+    return engine
 
 
 def _what_stands(run: Run, error: AtSmoothError) -> str:
@@ -203,8 +207,9 @@ def planned_teachers(recipe: Recipe, kinship: Kinship | None = None) -> list[Rec
     Raises:
         InputError: One of them cannot be trained, or one that is brought along does not fit.
     """
-    teachers = PlannedTeachers(recipe, kinship)
-    recipe.plugin("regularizer").setup(teachers)
+    teachers, regularizer = PlannedTeachers(recipe, kinship), recipe.plugin("regularizer")
+    with blamed(regularizer, "setup"):
+        regularizer.setup(teachers)
     return teachers.recipes
 
 
@@ -217,7 +222,7 @@ def prepare_data(recipe: Recipe) -> Data:
     dataset: Dataset = recipe.plugin("dataset")
     augmentation = Augmentation(dataset.crop, dataset.flip, dataset.rotation)
     return Data.split(
-        dataset.load(recipe.data_dir),
+        loaded(dataset, recipe.data_dir),
         seed=recipe.seed,
         validation=recipe.validation,
         split=recipe.split,

@@ -12,36 +12,20 @@ from torch import Tensor, nn
 
 from at_smooth import registry
 from at_smooth.checkpoint import fitting, refuse_other_kinds
+from at_smooth.contracts import learning_network_of
 from at_smooth.exceptions import CheckpointError, OptionError
 from at_smooth.modes import kept_modes
+from at_smooth.normalize import Normalize
+from at_smooth.plugin_errors import blamed
 from at_smooth.runtime import fenced_randomness
 
 if TYPE_CHECKING:
     from at_smooth.recipe import Recipe
 
 
-class Normalize(nn.Module):
-    """Subtract the mean and divide by the standard deviation, by channel; part of the model, so eps stays in pixels.
-
-    Args:
-        mean: One number a channel, in [0, 1] units.
-        std: Likewise, above 0.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: list[float], std: list[float]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) in [0, 1] to the same shape, normalised."""
-        return (images - self.mean) / self.std
-
-
-def try_out(model: nn.Module, images: Tensor, num_classes: int, hint: str = "") -> None:
+def try_out(
+    model: nn.Module, images: Tensor, num_classes: int, hint: str = "", attacked: bool = False, name: str = "the model"
+) -> None:
     """Refuse a model whose output is not one logit a class, before it costs anything; it stays as it is.
 
     Args:
@@ -49,23 +33,32 @@ def try_out(model: nn.Module, images: Tensor, num_classes: int, hint: str = "") 
         images: A few, (N, C, H, W), on the model's device.
         num_classes: K.
         hint: What to say besides.
+        attacked: Whether its images need a gradient.
+        name: What the model is called in messages.
 
     Raises:
-        OptionError: The model fails, its output is no tensor of shape (N, K), or it gives probabilities.
+        OptionError: The model fails, its output is no tensor of shape (N, K), it gives probabilities, or no gradient
+            reaches the images.
     """
+    own = images.clone().requires_grad_(attacked)
     try:
         with kept_modes(model), torch.enable_grad():  # so that the output knows what made it
-            logits = model.eval()(images)
+            logits = model.eval()(own.clone())
     except Exception as error:  # anyone's code
         reason = f"{type(error).__name__}: {error}"
-        raise OptionError(f"the model fails on images {tuple(images.shape)} ({reason}). {hint}".strip()) from error
+        raise OptionError(f"{name} fails on images {tuple(images.shape)} ({reason}). {hint}".strip()) from error
     expected = (len(images), num_classes)
     if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise OptionError(
-            f"on images {tuple(images.shape)} the model gives {found}; it should give logits {expected}. {hint}".strip()
+            f"on images {tuple(images.shape)} {name} gives {found}; it should give logits {expected}. {hint}".strip()
         )
     refuse_probabilities(logits)
+    if attacked and not _is_connected(logits, own):
+        raise OptionError(
+            f"{name} gives logits from which no gradient reaches the images, so they cannot be attacked. Look in its "
+            f"forward for detach(), no_grad(), a comparison, a cast to integers or NumPy. {hint}".strip()
+        )
 
 
 def refuse_probabilities(logits: Tensor) -> None:
@@ -85,6 +78,17 @@ def refuse_probabilities(logits: Tensor) -> None:
             )
 
 
+def _is_connected(logits: Tensor, images: Tensor) -> bool:
+    """Whether autograd leads from logits to images."""
+    if not logits.requires_grad:
+        return False
+    try:
+        [gradient] = torch.autograd.grad(logits.sum(), images, allow_unused=True)
+    except RuntimeError:  # a layer that has no gradient in eval mode, perhaps
+        return True
+    return gradient is not None
+
+
 def build_network(
     recipe: Recipe, shape: tuple[int, int, int], num_classes: int, statistics: tuple[list[float], list[float]]
 ) -> nn.Module:
@@ -100,13 +104,15 @@ def build_network(
     """
     with fenced_randomness(recipe.seed, "weights"):
         architecture = registry.build("models", recipe.model, recipe.model_options)
-        try:
-            network = architecture.build(shape, num_classes)
-        except (MemoryError, OverflowError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not re.search("memory|alloc|overflow", str(error)):
-                raise
-            reason = str(error).splitlines()[0] if str(error) else "not enough memory"
-            raise OptionError(f"model {recipe.model}: too large with {recipe.model_options} ({reason}).") from None
+        with blamed(architecture, "build"):
+            try:
+                built: object = architecture.build(shape, num_classes)
+            except (MemoryError, OverflowError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and not re.search("memory|alloc|overflow", str(error)):
+                    raise
+                reason = str(error).splitlines()[0] if str(error) else "not enough memory"
+                raise OptionError(f"model {recipe.model}: too large with {recipe.model_options} ({reason}).") from None
+        network = learning_network_of(architecture, built)
     return nn.Sequential(OrderedDict(normalize=Normalize(*statistics), network=network))
 
 

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from at_smooth import registry
 from at_smooth.attacks import AttackSpec
+from at_smooth.contracts import attack_of
 from at_smooth.data import Split
 from at_smooth.exceptions import FileError, InputError, OptionError, explain
 from at_smooth.files import usable_path
@@ -121,7 +122,7 @@ class Recipe(Settings):
             plugin = registry.build(kind, getattr(self, field), getattr(self, f"{field}_options"))
             self.__dict__[f"{field}_options"] = plugin.options()
         self.__dict__["attack_options"] = self.attack_spec.options()
-        self.plugin("method").attack(self.attack_spec)  # refuses an attack that it cannot train on
+        attack_of(self.plugin("method"), self.attack_spec)  # refuses an attack that it cannot train on
         return self
 
     @property

@@ -126,10 +126,14 @@ def build(kind: str, name: str, options: Mapping[str, Any] | None = None) -> Any
 
     Raises:
         UntrustedError: The name is ``package.module:name``, which the user has not trusted.
-        PluginError: The plugin is unknown, ambiguous or broken.
+        PluginError: The plugin is unknown, ambiguous or broken, or its class is not as its interface says.
         OptionError: An option is unknown, of the wrong type or out of bounds.
     """
-    return load(kind, name).build_from(options or {}, subject=f"{_singular(kind)} {name}")
+    from at_smooth.plugin_class import check_plugin
+
+    plugin = load(kind, name).build_from(options or {}, subject=f"{_singular(kind)} {name}")
+    check_plugin(plugin)
+    return plugin
 
 
 def create(kind: str, name: str, options: Mapping[str, Any] | None = None, *, trusted: bool = True) -> Any:

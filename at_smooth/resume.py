@@ -94,6 +94,7 @@ def _check(engine: Engine, state: dict[str, Any]) -> None:
     if state["step"] != state["epoch"] * steps + batches:
         raise ValueError(f"step {state['step']} is not in epoch {state['epoch']}")
     checkpoint.refuse_other_kinds(engine.model.state_dict(), state["model"])
+    checkpoint.refuse_other_kinds(engine.method.state(), state["method"])
     checkpoint.refuse_other_kinds(engine.smoother.state(), state["smoother"])
     _check_optimizer(engine, state)
 

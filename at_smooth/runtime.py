@@ -19,6 +19,7 @@ from at_smooth.compilation import compile_in_place
 from at_smooth.exceptions import OptionError
 from at_smooth.fast_layers import hasten_convolutions
 from at_smooth.lowering import Converted, converted_weights
+from at_smooth.own_input import with_own_input
 from at_smooth.ranks import Ranks
 
 
@@ -82,7 +83,7 @@ class Runtime:
 
     def teacher(self, model: nn.Module) -> nn.Module:
         """A model that only gives logits from here on, in eval mode, as fast as it can do so here; it is changed."""
-        frozen = self.compiling(self.place(model).requires_grad_(False).eval())
+        frozen = self.compiling(with_own_input(self.place(model).requires_grad_(False).eval()))
         if self.precision == "bf16":
             return Converted(frozen, torch.bfloat16).eval()
         if self.fast_layers:

@@ -60,8 +60,10 @@ class State(_Strict):
     model: dict[str, Any]
     optimizer: dict[str, Any]
     lr: dict[str, Any]
+    method: dict[str, Any]
     regularizer: dict[str, Any]
     smoother: dict[str, Any]
+    elsewhere: dict[Literal["method", "regularizer", "smoother"], list[bool]]
     history: list[_Row]
     best: dict[Literal["raw", "smoothed"], BestState]
 

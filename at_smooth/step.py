@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from at_smooth.attacks import Adversary
+from at_smooth.contracts import check_gradients, check_loss, check_targets, check_terms, settings_kept
 from at_smooth.divergence import Scene, all_finite, surely_finite
 from at_smooth.interfaces import Batch, Method, Regularizer, Step, Terms, total
+from at_smooth.plugin_errors import blamed
 from at_smooth.runtime import Runtime, fenced_randomness
 from at_smooth.scratch import SCRATCH
 from at_smooth.shared_loss import shared_among_ranks
@@ -33,13 +35,35 @@ class TrainingLoss(nn.Module):
         self.method = method
         self.regularizer = regularizer
         self.num_classes = num_classes
+        self._checked = False  # what the plugins return, when they are first called
 
     def forward(self, batch: Batch, perturbed: Tensor, progress: float) -> tuple[Terms, Tensor]:
-        """The weighted terms of the loss, and the logits on ``perturbed`` (N, K)."""
-        targets = self.regularizer.targets(batch.labels, self.num_classes)
-        loss, logits = self.method.loss(self.model, batch.clean, perturbed, targets)
-        step = Step(batch.clean, perturbed, batch.labels, batch.indices, logits, loss, progress)
-        return self.regularizer.terms(step), logits
+        """The weighted terms of the loss, and the logits on ``perturbed`` (N, K), detached."""
+        n, first, started = len(batch), not self._checked, progress > 0
+        with blamed(self.regularizer, "targets"):
+            targets = self.regularizer.targets(batch.labels.clone(), self.num_classes)
+        if first:
+            check_targets(self.regularizer, targets, batch.labels, self.num_classes)
+        clean, attacked = _own(batch.clean, perturbed)
+        with blamed(self.method, "loss"), settings_kept(self.method, "loss", self.model) if first else nullcontext():
+            returned = self.method.loss(self.model, clean, attacked, targets)
+        if first:
+            check_loss(self.method, returned, n, self.num_classes, started)
+        loss, logits = returned
+        judged = logits.detach().clone()
+        step = Step(*_own(batch.clean, perturbed), batch.labels.clone(), batch.indices.clone(), logits, loss, progress)
+        with blamed(self.regularizer, "terms"):
+            terms = self.regularizer.terms(step)
+        if first:
+            check_terms(self.regularizer, terms, loss.detach(), judged, started)
+            self._checked = True
+        return terms, judged
+
+
+def _own(clean: Tensor, perturbed: Tensor) -> tuple[Tensor, Tensor]:
+    """Copies of both images, (N, C, H, W), for a plugin to do with as it likes; one where they are one."""
+    own = clean.clone()
+    return own, own if perturbed is clean else perturbed.clone()
 
 
 @dataclass(frozen=True)
@@ -106,6 +130,7 @@ class TrainingStep:
         self._accumulate = accumulate
         self._learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._shared: DistributedDataParallel | None = None
+        self._checked = False
 
     def __call__(self, batch: Batch, moment: Moment) -> Taken:
         """Perturb the batch, go one step down its loss.
@@ -123,6 +148,9 @@ class TrainingStep:
         pieces = [
             self._differentiate(part, weight * len(part) / len(batch), moment, last=part is parts[-1]) for part in parts
         ]
+        if not self._checked:
+            check_gradients(self._loss.method, self._loss.regularizer, self._learning)
+            self._checked = True
         taken = self._judged(batch, pieces, moment)
         self._optimizer.step()
         with torch.no_grad():

@@ -10,11 +10,13 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from at_smooth import registry
+from at_smooth.contracts import loaded, network_of
 from at_smooth.data import Data, Part, stratified_subset
 from at_smooth.data_checks import check
 from at_smooth.exceptions import InputError, OptionError
 from at_smooth.experiment import Weights, Which, prepare_data, stored_weights
 from at_smooth.interfaces import Dataset
+from at_smooth.plugin_errors import blamed
 from at_smooth.recipe import Recipe
 from at_smooth.runtime import fenced_randomness
 from at_smooth.threat import Norm, Threat
@@ -131,7 +133,9 @@ def _made(source: str, wanted: Wanted) -> Subject:
     data = _named_data(wanted)
     with fenced_randomness(0, "weights"):  # of a model that gets no file of them
         architecture = registry.create("models", source, wanted.model_options)
-        model = architecture.build(data.shape, data.num_classes).eval()
+        with blamed(architecture, "build"):
+            model: object = architecture.build(data.shape, data.num_classes)
+        model = network_of(architecture, model).eval()
     found = load_weights(model, wanted.weights_file, wanted.weights_key) if wanted.weights_file else None
     key = {"weights_key": found.key} if found and found.key else {}
     return Subject(
@@ -150,7 +154,7 @@ def _made(source: str, wanted: Wanted) -> Subject:
 
 def _named_data(wanted: Wanted) -> Data:
     dataset: Dataset = registry.create("datasets", str(wanted.dataset), wanted.dataset_options)
-    images = dataset.load(wanted.data_dir.expanduser().absolute() if wanted.data_dir else None)
+    images = loaded(dataset, wanted.data_dir.expanduser().absolute() if wanted.data_dir else None)
     check(images)
     test, train = Part(images.test, images.test_labels), Part(images.train, images.train_labels)
     val = Part(train.images[:0], train.labels[:0])

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from at_smooth import registry
-from at_smooth.attacks import PGD
+from at_smooth.attacks import CLEAN, PGD, Clean
 from at_smooth.data import Data, Part
 from at_smooth.engine import Engine
 from at_smooth.interfaces import Method
-from at_smooth.network import Normalize
+from at_smooth.normalize import Normalize
 from at_smooth.runtime import Runtime, fenced_randomness
 from at_smooth.settings import Settings
 from at_smooth.threat import Threat
@@ -24,8 +24,8 @@ _STEPS = 600  # about so many updates
 class _Imitation(Method):
     """Cross-entropy with the imitated model's predictions, on images that nobody attacked."""
 
-    def attack(self, wanted: object) -> None:
-        return None
+    def attack(self, wanted: object) -> Clean:
+        return CLEAN
 
     def loss(
         self, model: nn.Module, clean: torch.Tensor, perturbed: torch.Tensor, targets: torch.Tensor

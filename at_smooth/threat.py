@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
@@ -34,6 +35,27 @@ def format_pixels(value: float) -> float | str:
     return fraction if levels and levels / 255 == value and len(fraction) < len(repr(value)) else value
 
 
+def too_long(norm: str, length: float, shape: tuple[int, ...] | None = None) -> str:
+    """Why a radius or a step cannot be meant, in words; empty where it can be.
+
+    Args:
+        norm: How it is measured.
+        length: In [0, 1] pixel units.
+        shape: Of one image, (C, H, W); where it is not known, lengths in L2 have no limit.
+    """
+    if norm == "Linf":
+        most, what = 1.0, "the range of a pixel"
+    elif shape is not None:
+        size = "x".join(map(str, shape))
+        most, what = math.sqrt(math.prod(shape)), f"the largest L2 distance between two images of {size}"
+    else:
+        return ""
+    if length <= most:
+        return ""
+    meant = f"; did you mean {length:g}/255?" if length <= 255 * most else "."
+    return f"{length:g} is more than {most:.4g}, {what}{meant}"
+
+
 def _optional(value: float | None) -> float | str | None:
     return None if value is None else format_pixels(value)
 
@@ -61,6 +83,20 @@ class Threat:
         if not (isinstance(eps, int | float) and 0 <= eps < float("inf")):
             raise OptionError(f"eps {self.eps!r} is no radius; give a number from 0 up, such as 8/255.")
         object.__setattr__(self, "eps", eps)
+        self.check_shape(None)
+
+    def check_shape(self, shape: tuple[int, ...] | None) -> None:
+        """Refuse a radius that is larger than any perturbation.
+
+        Args:
+            shape: Of one image, (C, H, W); without it any radius passes in L2.
+
+        Raises:
+            OptionError: It is.
+        """
+        reason = too_long(self.norm, self.eps, shape)
+        if reason:
+            raise OptionError(f"eps {reason}")
 
     def __str__(self) -> str:
         return f"{self.norm}, eps {format_pixels(self.eps)}"

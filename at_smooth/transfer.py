@@ -67,6 +67,7 @@ def transfer(
     """
     if attack.threat.eps == 0:
         raise OptionError("eps is 0, so there is nothing to attack. Give --eps.")
+    attack.check_shape(tuple(part.images.shape[1:]))
     device, watcher = (runtime or Runtime.choose()).device, watcher or Watcher()
     with fenced_randomness(seed, "transfer"), own_arithmetic(device):
         part = part.to(device)

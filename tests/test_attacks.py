@@ -225,3 +225,39 @@ def test_library_attacks_keep_to_the_threat(name):
     moved = size(Adversary(model, spec)(images, torch.arange(4) % 3) - images, "Linf")
     assert moved.max() <= 0.1 + 1e-6
     assert moved.min() > 0.09
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Threat("Linf", 8), r"eps 8 is more than 1, the range of a pixel; did you mean 8/255\?"),
+        (lambda: Threat("Linf", "300"), r"eps 300 is more than 1, the range of a pixel\.$"),
+        (lambda: spec("pgd", step_size=2), r"pgd: step_size: 2 is more than 1, .*; did you mean 2/255\?"),
+        (lambda: spec("fgsm", step_size="10"), r"fgsm: step_size: 10 .*did you mean 10/255\?"),
+        (lambda: spec("torchattacks:MIFGSM", alpha=2), r"torchattacks:MIFGSM: alpha: 2 .*did you mean 2/255\?"),
+        (lambda: spec("torchattacks:SPSA", delta="3"), r"delta: 3 .*did you mean 3/255\?"),
+        (lambda: Threat("L2", 128).check_shape((3, 32, 32)), r"eps 128 is more than 55.43, .*3x32x32; .*mean 128/"),
+        (lambda: spec("pgd", "L2", step_size=15).check_shape((1, 8, 8)), r"step_size: 15 is more than 8, .*15/255"),
+    ],
+)  # fmt: skip
+def test_lengths_that_no_perturbation_has_are_refused(make, words):
+    with pytest.raises(OptionError, match=words):
+        make()
+
+
+def spec(name, norm="Linf", **options):
+    return AttackSpec.parse(name, Threat(norm, 0.1), options)
+
+
+def test_lengths_up_to_the_largest_perturbation_are_allowed():
+    assert Threat("Linf", 1).eps == 1
+    Threat("L2", 8).check_shape((1, 8, 8))
+    assert spec("pgd", step_size=1).step_size == 1
+    assert spec("pgd", "L2", step_size=15).step_size == 15  # no image is known yet
+    assert spec("torchattacks:SPSA", delta=1).lengths == {"delta": 1.0}
+
+
+def test_an_attack_whose_lengths_do_not_fit_the_images_is_refused_when_it_is_called():
+    model, images = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.rand(2, 1, 2, 2)
+    with pytest.raises(OptionError, match="eps 3 is more than 2, the largest L2 distance between two images of 1x2x2"):
+        Adversary(model, AttackSpec.parse("pgd", Threat("L2", 3), {}))(images, torch.tensor([0, 1]))

@@ -360,8 +360,8 @@ def test_the_loss_sees_what_a_regularizer_is_promised():
     loss = TrainingLoss(model, create("methods", "at"), Look(), 3)
     terms, logits = loss(batch, perturbed, 0.25)
     step = seen[0]
-    assert step.clean is batch.clean
-    assert step.perturbed is perturbed
+    assert torch.equal(step.clean, batch.clean)
+    assert torch.equal(step.perturbed, perturbed)
     assert torch.equal(step.indices, batch.indices)
     assert step.progress == 0.25
     torch.testing.assert_close(logits, model(perturbed))

@@ -155,10 +155,10 @@ def fail(*_):
 @pytest.mark.parametrize(
     ("perturb", "words"),
     [
-        (fail, "ValueError: no such luck"),
-        (lambda stage, images, labels: None, "it"),
-        (lambda stage, images, labels: images[:, :1], r"made \(10, 1, 1, 1\) of images \(10, 2, 1, 1\)"),
-        (lambda stage, images, labels: images[:-1], r"made \(9, 2, 1, 1\)"),
+        (fail, r"ValueError: no such luck \(.*test_evaluation.py, line \d+\)"),
+        (lambda stage, images, labels: None, r"perturb\(\) returned NoneType .* should return .* \(10, 2, 1, 1\)"),
+        (lambda stage, images, labels: images[:, :1], r"returned a tensor \(10, 1, 1, 1\) .* \(10, 2, 1, 1\)"),
+        (lambda stage, images, labels: images[:-1], r"returned a tensor \(9, 2, 1, 1\)"),
     ],
 )
 def test_an_evaluator_that_fails_is_named(perturb, words):
@@ -588,7 +588,8 @@ def test_an_evaluator_that_leaves_the_model_in_train_mode_changes_nothing():
 @pytest.mark.parametrize(
     ("where", "gives", "words"),
     [
-        ("stages", [], "name its stages"),
+        ("stages", [], r"stages\(\) should return names.*not \[\]"),
+        ("stages", "attack", r"stages\(\) should return names.*not 'attack'"),
         ("stages", ["a", "a"], "each once"),
         ("figures", {"accuracy": 100.0}, "accuracy"),
         ("figures", {"length": torch.ones(1)}, "cannot give its figures"),

@@ -7,7 +7,13 @@ import pytest
 import at_smooth
 from at_smooth import OptionError, PluginError, Regularizer, create, registry
 
-GOOD = "from at_smooth import Regularizer\nclass Calm(Regularizer):\n    pass\n"
+GOOD = """
+from at_smooth import Regularizer
+
+class Calm(Regularizer):
+    def terms(self, step):
+        return {"method": step.loss}
+"""
 
 
 def test_importing_the_core_loads_neither_plugins_nor_torch():

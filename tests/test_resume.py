@@ -274,7 +274,15 @@ def test_what_makes_another_experiment_is_refused_with_or_without_override(
     assert contents(path) == before
 
 
-SOURCE = "from at_smooth import Regularizer\nclass Other(Regularizer):\n    '''{}'''\n"
+SOURCE = """
+from at_smooth import Regularizer
+
+class Other(Regularizer):
+    '{}'
+
+    def targets(self, labels, num_classes):
+        return labels
+"""
 
 
 def test_another_version_of_a_plugin_is_named_and_accepted_with_override(tiny, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from at_smooth.interfaces.training import (
     Step,
     Teachers,
     Terms,
+    TrainingPlugin,
     WeightSmoother,
     total,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "Task",
     "Teachers",
     "Terms",
+    "TrainingPlugin",
     "WeightSmoother",
     "percent",
     "total",

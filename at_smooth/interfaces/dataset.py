@@ -31,7 +31,7 @@ class Images:
         val_labels: (V,) int64, with ``val``.
         channels: C, where it is none of 1, 3 and 4: others are taken for a mistake unless they are declared.
 
-    NumPy arrays are welcome. Labels may be a column (N, 1), and whole numbers of any type.
+    NumPy arrays are welcome; what is given is copied. Labels may be a column (N, 1), and whole numbers of any type.
 
     Raises:
         DataError: An array holds no numbers, or one of ``val`` and ``val_labels`` is missing.
@@ -63,7 +63,7 @@ def _tensor(name: str, value: Any) -> Tensor:
             raise DataError(f"{name} is an array of {value.dtype}, not of numbers{numbered}.")
         value = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("="))  # torch takes no other
     try:
-        return torch.as_tensor(value)
+        return torch.as_tensor(value).clone()  # whoever made the array may change it afterwards
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{name} is no tensor, nor can it become one ({error}).") from None
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from at_smooth.attacks import AttackSpec
+from at_smooth.attacks import AttackSpec, Clean
 from at_smooth.interfaces.plugin import Plugin
 
 #: Weighted scalars, by name; the training loss is their sum.
@@ -95,30 +95,8 @@ class Teachers(Protocol):
         ...  # pragma: no cover
 
 
-class Method(Plugin):
-    """Which attack to train on, and how its loss is formed."""
-
-    def attack(self, wanted: AttackSpec) -> AttackSpec | None:
-        """The attack to train on: the one that the user wants, a changed one, or None for clean training."""
-        return wanted
-
-    @abstractmethod
-    def loss(self, model: nn.Module, clean: Tensor, perturbed: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The method's loss.
-
-        Args:
-            model: The student, in training mode.
-            clean: (N, C, H, W) in [0, 1].
-            perturbed: Likewise; the clean batch itself where :meth:`attack` gave None.
-            targets: Classes (N,), or probabilities (N, K).
-
-        Returns:
-            The loss, a scalar, and the logits on ``perturbed``, (N, K).
-        """
-
-
-class Regularizer(Plugin):
-    """Smooths the logits. As it stands it changes nothing.
+class TrainingPlugin(Plugin):
+    """What takes part in each step: methods, regularizers and smoothers. All that it is given is its own to change.
 
     Attributes:
         same_on_all_ranks: Whether what it remembers (:meth:`state`) is the same on every rank of a training, though
@@ -127,39 +105,73 @@ class Regularizer(Plugin):
 
     same_on_all_ranks: ClassVar[bool] = False
 
+    def state(self) -> dict[str, Any]:
+        """What it remembers of the training: tensors and plain values, in dicts and lists. Teachers do not belong here.
+
+        A plugin that keeps nothing but what it can make again, such as a table of constants, says so by ``{}``.
+        """
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up a state that :meth:`state` gave, so that :meth:`state` gives the same again.
+
+        Args:
+            state: A copy; tensors are on the training's device, or on the CPU if they were when it was saved.
+        """
+
+
+class Method(TrainingPlugin):
+    """Which attack to train on, and how its loss is formed."""
+
+    def attack(self, wanted: AttackSpec) -> AttackSpec | Clean:
+        """The attack to train on: the one that the user wants, a changed one, or ``CLEAN`` for clean training."""
+        return wanted
+
+    @abstractmethod
+    def loss(self, model: nn.Module, clean: Tensor, perturbed: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The method's loss.
+
+        Args:
+            model: The student, in training mode; its modes are the same afterwards.
+            clean: (N, C, H, W) in [0, 1].
+            perturbed: Likewise; the clean batch itself where :meth:`attack` gave ``CLEAN``.
+            targets: Classes (N,), or probabilities (N, K).
+
+        Returns:
+            The loss, a scalar, and the logits on ``perturbed``, (N, K), both with gradient.
+        """
+
+
+class Regularizer(TrainingPlugin):
+    """Smooths the logits. As it stands it changes nothing."""
+
     def setup(self, teachers: Teachers) -> None:
-        """Called once, before training; the place to ask for teachers."""
+        """Called once, before training and :meth:`restore`; the place to ask for teachers."""
 
     def targets(self, labels: Tensor, num_classes: int) -> Tensor:
         """What the method's loss compares with: classes (N,), or probabilities (N, K)."""
         return labels
 
     def terms(self, step: Step) -> Terms:
-        """The weighted terms whose sum is the training loss."""
+        """The weighted terms, scalars by name, whose sum is the training loss."""
         return {"method": step.loss}
 
-    def state(self) -> dict[str, Any]:
-        """What it remembers of the training, as tensors and plain values; teachers do not belong here."""
-        return {}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take up a state that :meth:`state` gave; called after :meth:`setup`."""
-
-
-class WeightSmoother(Plugin):
+class WeightSmoother(TrainingPlugin):
     """Smooths the weights. As it stands it smooths nothing.
 
-    Epochs count from 0 here.
+    Epochs count from 0 here. It sees the model alone, which is the same on all ranks.
 
     Attributes:
         reads_statistics: Whether it looks at the average's BatchNorm statistics itself, as one does whose training goes
             on from the average. Where not, the core refreshes them only when the average is about to be measured.
     """
 
+    same_on_all_ranks: ClassVar[bool] = True
     reads_statistics: ClassVar[bool] = True
 
     def attach(self, model: nn.Module, schedule: Schedule) -> None:
-        """Called once, before training, with the model on its device."""
+        """Called once, before training and :meth:`restore`, with the model on its device."""
 
     def before_epoch(self, model: nn.Module, epoch: int) -> None:
         """Called before each epoch; may change the model's weights."""
@@ -172,15 +184,8 @@ class WeightSmoother(Plugin):
         return False
 
     def smoothed(self) -> nn.Module | None:
-        """The averaged model, or None while there is none."""
+        """The averaged model, a module of its own in eval mode, or None while there is none."""
         return None
-
-    def state(self) -> dict[str, Any]:
-        """Tensors and plain values from which :meth:`restore` continues exactly."""
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take up a state that :meth:`state` gave; called after :meth:`attach`."""
 
 
 def total(terms: Terms) -> Tensor:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor
 
-from at_smooth import Run, Study
+from at_smooth import CLEAN, Run, Study
 from at_smooth.analysis import Setting
 from at_smooth.experiment import Stored, stored_weights
 from at_smooth.style import PALETTE, legend_above, new_figure
@@ -121,7 +121,7 @@ def _teachers(run: Run) -> Iterator[tuple[str, Stored]]:
     for file in sorted(run.path.glob("teachers/*/checkpoints/best.pt")):
         stored = stored_weights(file)
         recipe = stored.recipe
-        attacked = recipe.plugin("method").attack(recipe.attack_spec) is not None
+        attacked = recipe.plugin("method").attack(recipe.attack_spec) is not CLEAN
         found.append((attacked, "robust teacher" if attacked else "standard teacher", stored))
     for _, name, stored in sorted(found, key=lambda each: each[0]):
         yield name, stored

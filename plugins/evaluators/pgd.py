@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from at_smooth import PGD, Adversary, Evaluator, OptionalPixels, Task
+from at_smooth import PGD, Adversary, AttackSpec, Evaluator, OptionalPixels, Task, Threat
 
 
 class ProjectedGradient(Evaluator):
@@ -24,6 +24,11 @@ class ProjectedGradient(Evaluator):
     targeted: bool = Field(default=False, description="aim at wrong classes, one after the other")
     target_classes: int = Field(default=9, ge=1, description="how many, the most likely first, where targeted")
 
+    def check(self, threat: Threat, num_classes: int) -> None:
+        """Refuse a step that cannot be meant."""
+        super().check(threat, num_classes)
+        self._spec(threat)
+
     def stages(self, task: Task) -> list[str]:
         """A stage a restart, and a target."""
         targets = range(1, min(self.target_classes, task.num_classes - 1) + 1) if self.targeted else [0]
@@ -31,11 +36,13 @@ class ProjectedGradient(Evaluator):
 
     def perturb(self, task: Task, stage: str, images: Tensor, labels: Tensor) -> Tensor:
         """PGD of torchattacks."""
-        spec = PGD(threat=task.threat, steps=self.steps, step_size=self.step_size, random_start=self.random_start,
-                   mode="eval")  # fmt: skip
         if self.targeted:
             labels = _likely_class(task, images, labels, rank=int(stage.rpartition(" ")[2]))
-        return Adversary(task.model, spec, targeted=self.targeted)(images, labels)
+        return Adversary(task.model, self._spec(task.threat), targeted=self.targeted)(images, labels)
+
+    def _spec(self, threat: Threat) -> AttackSpec:
+        options = {"steps": self.steps, "step_size": self.step_size, "random_start": self.random_start, "mode": "eval"}
+        return AttackSpec.parse("pgd", threat, options)
 
 
 class FastGradient(Evaluator):

@@ -17,7 +17,7 @@ class TRADES(Method):
 
     beta: float = Field(default=6.0, ge=0, description="weight of the divergence; the paper does not say, 6 is TRADES'")
 
-    def attack(self, wanted: AttackSpec) -> AttackSpec | None:
+    def attack(self, wanted: AttackSpec) -> AttackSpec:
         """The wanted attack, maximising the divergence."""
         return wanted.maximising("kl")
 

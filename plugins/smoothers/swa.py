@@ -15,6 +15,10 @@ from at_smooth_plugins.smoothers.averaging import Averaging
 class NoSmoothing(WeightSmoother):
     """The weights as training leaves them."""
 
+    def smoothed(self) -> nn.Module | None:
+        """There is no average."""
+        return None
+
 
 class SWA(Averaging):
     """Stochastic weight averaging, W_SWA = (W_SWA n + W_T) / (n + 1): Eq. 2, once an epoch."""
