@@ -112,6 +112,9 @@ class Engine:
         self._compilation = Compilation(self.runtime.compile)
         self.best = {"raw": Best(), "smoothed": Best()}
 
+        #: The average after this epoch, its BatchNorm statistics fresh, where a snapshot of the epoch is due.
+        self.snapshot: nn.Module | None = None
+
         #: What has to stay finite: not a mask, say, that is made of infinities.
         self._watched = {name: value for name, value in self.model.state_dict().items() if all_finite([value])}
         attack.check_shape(self.data.shape)
@@ -256,6 +259,12 @@ class Engine:
         return self._underway is None
 
     @property
+    def snapshot_due(self) -> bool:
+        """Whether a snapshot is kept of the epoch that was trained last."""
+        every = self.settings.keep_checkpoints
+        return bool(every) and self.epoch % every == 0
+
+    @property
     def may_go_back(self) -> bool:
         """Whether a divergence now sends training back to the beginning of its epoch."""
         return self.settings.on_divergence == "retry" and self.retries < _RETRIES
@@ -369,14 +378,16 @@ class Engine:
         """Measure what was trained, and tell."""
         underway = cast(Underway, self._underway)  # as train_epoch left it
         if self._stale and (self._due() or self.smoother.reads_statistics):
-            self._refresh_smoothed(underway.epoch)
+            self._refresh(self.smoother.smoothed(), underway.epoch)
             self._stale = False
+        self.snapshot = self._snapshot(underway.epoch)
         row = self._measure(underway.figures(self.data.train.n))
         row["seconds"] = round(time.perf_counter() - self._began, 3)
         self.history.append(row)
         self._underway = None
         improved = [weights for weights in self.best if self._offer(weights, row)]
         self._tell("epoch_ended", row, improved)
+        self.snapshot = None  # which may be a copy
 
     def _go_back(self, error: DivergedError) -> None:
         """Begin the epoch again with half the learning rate, if that is wanted and was not done too often."""
@@ -405,13 +416,25 @@ class Engine:
         if not all_finite(self._watched.values()):
             raise weights_diverged(self.model, self.epoch, self.optimizer.param_groups[0]["lr"])
 
-    def _refresh_smoothed(self, epoch: int) -> None:
-        smoothed = self.smoother.smoothed()
+    def _refresh(self, smoothed: nn.Module | None, epoch: int) -> None:
+        """Refresh the BatchNorm statistics of the average, or of a copy, after an epoch, counted from 0."""
         if smoothed is not None:
             with fenced_randomness(self.settings.seed, "batchnorm"):  # dropout must not shift the training's stream
                 refresh_batchnorm(smoothed, self._batchnorm_images(epoch), self.model, self.runtime.ranks)
             if not all_finite(value for name, value in smoothed.state_dict().items() if name in self._watched):
                 raise average_diverged(smoothed, epoch)
+
+    def _snapshot(self, epoch: int) -> nn.Module | None:
+        """The average as a snapshot keeps it; None where none is due, or there is no average yet.
+
+        Where the average was not refreshed to be measured, that is done to a copy: later epochs find it as it would be
+        without the snapshot.
+        """
+        smoothed = self.smoother.smoothed() if self.snapshot_due else None
+        if smoothed is not None and self._stale:
+            smoothed = copy.deepcopy(smoothed)
+            self._refresh(smoothed, epoch)
+        return smoothed
 
     def _batchnorm_images(self, epoch: int) -> Iterator[Tensor]:
         """The batches that are this rank's; each round of all ranks is told of once on each."""

@@ -316,13 +316,15 @@ class Stored(NamedTuple):
 
 def stored_weights(source: Path, weights: Weights = "reported", which: Which = "final") -> Stored:
     """Find weights in a run directory or a checkpoint file; see :func:`load_model`."""
-    if source.is_dir():
-        run = Run(source)
+    run = Run(source) if source.is_dir() else None
+    if run:
         averaged = run.checkpoint("best_smoothed").is_file() and weights != "raw"
         source = run.checkpoint("final" if which == "final" else "best_smoothed" if averaged else "best")
     content = checkpoint.load(source)
     if "state" in content:
         raise CheckpointError(f"{source} is a state to resume from. Load the run's best or final checkpoint instead.")
+    if run:
+        run.refuse_other(source, content)
     held = {kind: content[kind] for kind in ("raw", "smoothed") if content.get(kind)}
     wanted = weights if weights != "reported" else "smoothed" if "smoothed" in held else "raw"
     if wanted not in held:

@@ -237,9 +237,10 @@ class Recorder(Observer):
 
     def epoch_ended(self, engine: Engine, row: Row, improved: list[str]) -> None:
         """Save a snapshot if one is due, the state to resume from, the best weights, the rows."""
-        every = engine.settings.keep_checkpoints
-        if every and engine.epoch % every == 0:
-            self._save(self._run.snapshot(engine.epoch), {"raw": engine.model.state_dict(), "row": row})
+        if engine.snapshot_due:
+            smoothed = engine.snapshot.state_dict() if engine.snapshot else None
+            content = {"raw": engine.model.state_dict(), "smoothed": smoothed, "row": row}
+            self._save(self._run.snapshot(engine.epoch), content)
         self.save(engine)
         self._after_last(engine, improved)
 

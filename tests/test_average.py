@@ -1,8 +1,14 @@
+import json
+import os
+import signal
+from contextlib import nullcontext
+
 import pytest
 import torch
 
-from at_smooth import InputError, Observer, Run, RunError, load_data, load_model, train
+from at_smooth import InputError, Interrupted, Observer, Run, RunError, load_data, load_model, train
 from at_smooth.average import average_snapshots
+from at_smooth.progress import Silent
 
 EVERY = {"keep_checkpoints": 2, "epochs": 6, "model": "convnet", "model_options": {"width": 4}}
 
@@ -82,6 +88,70 @@ def test_nothing_is_written_over(kept, tmp_path):
     assert (tmp_path / "mine.pt").read_bytes() == b"mine"
 
 
+SMOOTHED = {
+    "smoother": "swa",
+    "model": "convnet",
+    "model_options": {"width": 4},
+    "epochs": 6,
+    "validate_every": 3,
+    "test_every": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("smoother", "options"),
+    [("swa", {"start": 1}), ("swa", {"start": 1, "every": 4}), ("ema", {"start": 2}), ("iswa", {"start": 1})],
+    ids=str,
+)
+def test_snapshots_of_the_average_change_no_bit(tiny, tmp_path, assert_same_outcome, smoother, options):
+    recipe = tiny(**{**SMOOTHED, "smoother": smoother, "smoother_options": options})
+    without = train(recipe, tmp_path / "without")
+    kept = train(recipe.replacing(keep_checkpoints=1), tmp_path / "kept")
+    states = [torch.load(run.checkpoint("last"), weights_only=True)["state"] for run in (without, kept)]
+    for part in ("model", "smoother"):
+        assert states[0][part].keys() == states[1][part].keys()
+        assert all(torch.equal(torch.as_tensor(value), torch.as_tensor(states[1][part][name]))
+                   for name, value in states[0][part].items())  # fmt: skip
+    assert kept.snapshot(6).is_file()
+    for file in kept.path.glob("checkpoints/epoch-*.pt"):
+        file.unlink()
+    for run in (without, kept):
+        summary = run.summary
+        summary["recipe"]["keep_checkpoints"] = 0
+        (run.path / "summary.json").write_text(json.dumps(summary))
+    assert_same_outcome(without, kept)
+
+
+def test_a_snapshot_holds_the_average_with_fresh_statistics(tiny, tmp_path):
+    run = train(tiny(**SMOOTHED, smoother_options={"start": 2}, keep_checkpoints=1), tmp_path / "run")
+    held = {epoch: torch.load(run.snapshot(epoch), weights_only=True)["smoothed"] for epoch in range(1, 7)}
+    assert [epoch for epoch, smoothed in held.items() if smoothed is None] == [1, 2]
+    for epoch in (3, 4, 6):  # of which the fourth is not measured
+        path = average_snapshots(run.path, first=3, last=epoch, out=tmp_path / f"average-{epoch}.pt").path
+        online, afterwards = (load_model(file, weights="smoothed") for file in (run.snapshot(epoch), path))
+        for name, tensor in online.state_dict().items():
+            assert torch.equal(tensor, afterwards.state_dict()[name]), (epoch, name)
+
+
+def test_a_run_that_is_stopped_while_a_snapshot_is_refreshed_keeps_the_same(
+    tiny, stopped_run, tmp_path, assert_same_outcome
+):
+    changes = {**SMOOTHED, "smoother_options": {"start": 0}, "keep_checkpoints": 1}
+    whole, path = train(tiny(**changes), tmp_path / "whole"), tmp_path / "run"
+
+    class Stopping(Observer):
+        def measured(self, engine):
+            if engine.epoch == 2:  # which is not measured but for its snapshot
+                os.kill(os.getpid(), signal.SIGINT)
+
+    progress = Silent()
+    progress.phase = lambda role, recipe, path: nullcontext(Stopping())
+    with pytest.raises(Interrupted, match="while epoch 2 was measured"):
+        train(tiny(**changes), path, progress=progress)
+    assert not Run(path).snapshot(2).exists()
+    assert_same_outcome(whole, train(tiny(**changes), path, resume=True))
+
+
 class Sizes(Observer):
     def __init__(self, path):
         self.path, self.disk, self.memory = path, {}, {}
@@ -94,10 +164,6 @@ class Sizes(Observer):
 
 
 def test_memory_and_disk_do_not_grow_with_epochs(tiny, tmp_path):
-    from contextlib import nullcontext
-
-    from at_smooth.progress import Silent
-
     sizes = Sizes(tmp_path / "run")
     progress = Silent()
     progress.phase = lambda role, recipe, path: nullcontext(sizes)

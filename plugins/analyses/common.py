@@ -140,8 +140,14 @@ class Moment:
 def moments(settings: Sequence[Setting], weights: Weights) -> tuple[bool, dict[Path, list[Moment]]]:
     """The checkpoints of each run, by its path: its snapshots where every run kept some, else best and final.
 
+    Of a snapshot the reported weights are the smoothed ones once there are any, and the raw ones before; where smoothed
+    ones are wanted, snapshots from before are left out.
+
     Returns:
         Whether they are snapshots over epochs, and the checkpoints in their order.
+
+    Raises:
+        InputError: A run has no such weights, or holds a checkpoint of another.
     """
     runs = [run for setting in settings for run in setting.runs]
     kept = {run.path: _snapshots(run) for run in runs}
@@ -150,11 +156,21 @@ def moments(settings: Sequence[Setting], weights: Weights) -> tuple[bool, dict[P
             run.path: [_moment(which, stored(run, weights, which)) for which in ("best", "final")] for run in runs
         }
     series = {}
-    for path, snapshots in kept.items():
-        series[path] = [
-            _moment(f"epoch {epoch}", stored_weights(file, weights)) for epoch, file in sorted(snapshots.items())
-        ]
+    for run in runs:
+        found = [_snapshot(run, file, weights) for _, file in sorted(kept[run.path].items())]
+        series[run.path] = [moment for moment in found if weights in ("reported", moment.stored.kind)]
+        if not series[run.path]:
+            raise InputError(
+                f"{run.path} kept no snapshot of {weights} weights: no average had begun, or the snapshots are from "
+                f"before at-smooth kept it. Choose -O weights=reported."
+            )
     return True, series
+
+
+def _snapshot(run: Run, file: Path, weights: Weights) -> Moment:
+    found = stored_weights(file, "raw" if weights == "raw" else "reported")
+    run.refuse_other(file, found.content)
+    return _moment(f"epoch {found.content['row']['epoch']}", found)
 
 
 def _moment(name: str, found: Stored) -> Moment:
@@ -261,6 +277,30 @@ def draw_band(
               label=wrapped(label))  # fmt: skip
     if spread.any():
         axes.fill_between(positions, means - spread, means + spread, color=style.colour, alpha=0.18, linewidth=0)
+
+
+def draw_over_epochs(
+    axes: Axes, values: dict[str, dict[int, Summary]], styles: dict[str, Style], rows: Sequence[dict[str, Any]]
+) -> None:
+    """A line a setting over epochs, hollow where a setting that smooths its weights had no average yet.
+
+    Args:
+        axes: Where.
+        values: By setting, then by epoch.
+        styles: By setting.
+        rows: The table behind them: ``setting``, ``epoch`` and ``weights`` of each point.
+    """
+    smoothing = {row["setting"] for row in rows if row["weights"] == "smoothed"}
+    for label, row in values.items():
+        draw_band(axes, list(row), list(row.values()), styles[label], label)
+        raw = {each["epoch"] for each in rows if each["setting"] == label and each["weights"] == "raw"}
+        points = [(epoch, value.mean) for epoch, value in row.items() if label in smoothing and epoch in raw]
+        if points:
+            axes.plot(*zip(*points, strict=True), linestyle="none", marker=styles[label].marker, color="white",
+                      markeredgecolor=styles[label].colour)  # fmt: skip
+    if any(line.get_linestyle() == "None" for line in axes.lines):
+        axes.plot([], [], linestyle="none", marker="o", color="white", markeredgecolor="black",
+                  label="raw weights, before there is an average")  # fmt: skip
 
 
 def draw_steps(axes: Axes, values: dict[str, dict[str, Summary]], styles: dict[str, Style]) -> None:

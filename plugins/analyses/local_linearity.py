@@ -18,7 +18,7 @@ from at_smooth_plugins.analyses.common import (
     Examination,
     Summary,
     common_threat,
-    draw_band,
+    draw_over_epochs,
     draw_steps,
     in_batches,
     moments,
@@ -108,8 +108,7 @@ class LocalLinearity(Examination):
         key = "epoch" if over_epochs else "checkpoint"
         values = {setting.label: _by(key, setting.label, rows) for setting in settings}
         if over_epochs:
-            for label, row in values.items():
-                draw_band(axes, list(row), list(row.values()), styles[label], label)
+            draw_over_epochs(axes, values, styles, rows)
         else:
             draw_steps(axes, values, styles)
         axes.set(xlabel="epoch" if over_epochs else "checkpoint", ylabel="local linearity (cosine)")

@@ -20,7 +20,7 @@ from at_smooth_plugins.analyses.common import (
     Moment,
     Summary,
     common_threat,
-    draw_band,
+    draw_over_epochs,
     draw_steps,
     moments,
     stored,
@@ -69,8 +69,7 @@ class TransferOverTime(Examination):
         for axes, direction, title in zip(panels, _DIRECTIONS, _DIRECTIONS.values(), strict=True):
             values = {setting.label: _by(key, direction, setting.label, rows) for setting in settings}
             if over_epochs:
-                for label, row in values.items():
-                    draw_band(axes, list(row), list(row.values()), styles[label], label)
+                draw_over_epochs(axes, values, styles, rows)
             else:
                 draw_steps(axes, values, styles)
             axes.set_xlabel(key)

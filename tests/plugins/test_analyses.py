@@ -326,6 +326,44 @@ def test_snapshots_make_a_line_over_epochs(plain_run, tmp_path):
     assert [row["checkpoint"] for row in other] == ["epoch 1", "epoch 2"]
 
 
+@pytest.fixture(scope="module")
+def snapshots(tiny, tmp_path_factory):
+    """A run that kept a snapshot each epoch, and an average from the third on."""
+    recipe = tiny(smoother="swa", smoother_options={"start": 2}, keep_checkpoints=1, validate_every=4, test_every=0)
+    return train(recipe, tmp_path_factory.mktemp("snapshots") / "run")
+
+
+@pytest.mark.parametrize(("name", "options"), [("local-linearity", {}), ("transfer", {"unseen": True})])
+def test_over_epochs_each_point_says_which_weights_it_is_of(snapshots, plain_run, name, options):
+    options = {**options, "unseen": plain_run.path} if options else {}
+    kinds = {weights: [(row["epoch"], row["weights"]) for row in rows(name, [snapshots], weights=weights, **options)]
+             for weights in ("reported", "raw", "smoothed")}  # fmt: skip
+    assert kinds["raw"] == [(epoch, "raw") for epoch in (1, 2, 3, 4)]
+    assert kinds["smoothed"] == [(3, "smoothed"), (4, "smoothed")]
+    assert kinds["reported"] == [(1, "raw"), (2, "raw"), *kinds["smoothed"]]
+    axes = study(name, [snapshots], **options).figure.axes[0]
+    hollow = [line for line in axes.lines if line.get_linestyle() == "None" and len(line.get_xdata())]
+    assert [list(line.get_xdata()) for line in hollow] == [[1, 2]]
+    assert "raw weights, before there is an average" in axes.get_legend_handles_labels()[1]
+    alone = study(name, [snapshots], weights="raw", **options).figure.axes[0]
+    assert all(line.get_linestyle() != "None" for line in alone.lines)
+
+
+def test_smoothed_curves_are_those_of_the_average(snapshots):
+    values = {weights: {row["epoch"]: row["local_linearity"] for row in
+                        rows("local-linearity", [snapshots], weights=weights, n_examples=200)}
+              for weights in ("reported", "raw", "smoothed")}  # fmt: skip
+    assert values["smoothed"] == {epoch: values["reported"][epoch] for epoch in (3, 4)}
+    assert values["smoothed"][4] != values["raw"][4]
+    assert values["reported"][1] == values["raw"][1]
+
+
+def test_snapshots_without_the_weights_that_are_wanted_are_refused(tiny, tmp_path):
+    run = train(tiny(keep_checkpoints=2, epochs=2), tmp_path / "run")
+    with pytest.raises(InputError, match="kept no snapshot of smoothed weights"):
+        study("local-linearity", [run], weights="smoothed")
+
+
 # transfer
 
 
