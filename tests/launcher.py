@@ -55,7 +55,9 @@ class Torchrun:
             raise
         text = self._log.read_text()
         ours = [
-            line for line in text.splitlines() if line.startswith(("Error", "SIG", "rank", "at:", "Usage", "student"))
+            line
+            for line in text.splitlines()
+            if line.startswith(("Error", "SIG", "rank", "at:", "at +", "Usage", "student"))
         ]
         return status, ours, text
 
@@ -64,6 +66,17 @@ class Torchrun:
         while not path.exists() and time.monotonic() < patience:
             assert self._process.poll() is None, self._log.read_text()
             time.sleep(0.05)
+
+    def wait_for_words(self, words):
+        patience = time.monotonic() + 100
+        while words not in self._log.read_text() and time.monotonic() < patience:
+            assert self._process.poll() is None, self._log.read_text()
+            time.sleep(0.05)
+
+    def kill_launcher(self):
+        """End torchrun itself by SIGKILL, which leaves its ranks alone."""
+        self._process.kill()
+        self._process.wait()
 
     def interrupt(self):
         """As Ctrl-C does, which the terminal sends to all."""

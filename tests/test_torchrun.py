@@ -1,10 +1,13 @@
 """How a training of several processes ends, and what it says then."""
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -74,6 +77,83 @@ def test_a_rank_that_dies_ends_the_others_with_one_message(torchrun, tmp_path):
     assert "another process of this training was lost" in lines[1]
     assert "last.pt, epoch" in lines[1]
     assert f"--out {out} --resume" in lines[1]
+
+
+@contextmanager
+def adopting():
+    """Let processes whose parent dies become children of this one, which can wait for them."""
+    adopt = partial(ctypes.CDLL(None).prctl, 36)  # PR_SET_CHILD_SUBREAPER
+    adopt(1)
+    try:
+        yield
+    finally:
+        adopt(0)
+
+
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_ranks_that_torchrun_left_alone_save_and_stop(torchrun, tmp_path, count):
+    out = tmp_path / "run"
+    with adopting():
+        running = start_training(torchrun, count, *SMALL, "--epochs", 100000, "--test-every", 0, "--out", out)
+        running.wait_for(out / "checkpoints" / "last.pt")
+        ranks = running.ranks()
+        running.kill_launcher()
+        codes = [os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks]
+    assert codes == [143] * count
+    _, lines, text = running.end()
+    assert [line[:7] for line in lines] == ["at: mlp", "SIGTERM"], text
+    assert "SIGTERM: torchrun is gone; stopped in epoch" in text
+    assert f"and saved; continue with: at-smooth train --out {out} --resume" in lines[1]
+    assert checkpoint.load(out / "checkpoints" / "last.pt")["state"]["step"] > 0
+    assert not (out / ".lock").exists()
+
+
+CLAIMED = """
+import sys
+from pathlib import Path
+from at_smooth import Recipe, load_data, train
+from at_smooth.teacher_cache import CachedTeacher
+from at_smooth.teachers import teacher_key, teacher_recipe
+run = train(Recipe.from_yaml(Path(sys.argv[1])), "plain")
+recipe = run.recipe.replacing(regularizer="kd-adv")
+assert CachedTeacher(teacher_key(teacher_recipe(recipe, "at"), load_data("plain").fingerprint())).claim()
+print("claimed", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["the owner dies", "torchrun dies"])
+def test_ranks_wait_together_for_a_teacher_that_another_process_trains(torchrun, tmp_path, cache, end):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "{dataset: digits, dataset_options: {pool: 100}, model: mlp, model_options: {width: 8, depth: 1}, epochs: 2,"
+        "attack_options: {steps: 2}, batch_size: 32, eval_steps: 2, device: cpu}"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    owner = subprocess.Popen([sys.executable, "-c", CLAIMED, str(recipe)], cwd=tmp_path, **pipes)
+    assert owner.stdout.readline() == "claimed\n"
+    arguments = ["--recipe", recipe, "--regularizer", "kd-adv", "--out", tmp_path / "run"]
+    with adopting():
+        running = start_training(torchrun, 2, *arguments)
+        running.wait_for_words(f"process {owner.pid} on ")
+        if end == "torchrun dies":
+            ranks = running.ranks()
+            running.kill_launcher()
+            assert [os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks] == [143] * 2
+    if end == "the owner dies":
+        time.sleep(6)  # longer than a round
+        owner.kill()
+        status, _, text = running.end()
+        assert status == 0, text
+        assert "trained first, then cached" in text
+        assert Run(tmp_path / "run").finished
+    else:
+        _, lines, text = running.end()
+        assert [line[:7] for line in lines] == ["at + kd", "SIGTERM"], text
+        assert "torchrun is gone; stopped, waiting for the self-teacher 'at'" in text
+    owner.kill()
+    owner.communicate()
 
 
 def test_a_bad_option_is_one_message(torchrun, tmp_path):

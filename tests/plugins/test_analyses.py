@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from at_smooth import InputError, OptionError, Run, Threat, create, load_data, load_model, train
+from at_smooth import InputError, OptionError, Run, Threat, checkpoint, create, load_data, load_model, train
 from at_smooth.data import as_float
 from at_smooth_plugins.analyses.confidence import expected_calibration_error, reliability
 from at_smooth_plugins.analyses.input_landscape import directions_of, landscape
@@ -317,9 +317,9 @@ def test_noise_fills_the_ball(norm):
 def test_snapshots_make_a_line_over_epochs(plain_run, tmp_path):
     kept = Run(shutil.copytree(plain_run.path, tmp_path / "kept"))
     for epoch in (1, 2):
-        content = torch.load(kept.checkpoint("best"), weights_only=True)
+        content = checkpoint.load(kept.checkpoint("best"))
         content["row"]["epoch"] = epoch
-        torch.save(content, kept.path / "checkpoints" / f"epoch-{epoch:04d}.pt")
+        checkpoint.save(kept.snapshot(epoch), content)
     assert [row["epoch"] for row in rows("local-linearity", [kept])] == [1, 2]
     assert [row["checkpoint"] for row in rows("local-linearity", [plain_run])] == ["best", "final"]
     other = rows("transfer", [kept], unseen=plain_run.path)
