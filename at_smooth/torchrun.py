@@ -159,6 +159,8 @@ def _is_loss(error: RuntimeError) -> bool:
 
 
 def _note_end(ranks: Ranks, error: BaseException) -> None:
+    if launcher_died():  # and the store with it, which torch would complain of at length
+        return
     with suppress(RuntimeError):  # the first to end is why the others do
         _store[0].compare_set("ended", "", f"{ranks.number} {exit_code_of(error)}")
 
@@ -179,12 +181,12 @@ def last_words(text: str, error: BaseException) -> int:
         What this process should exit with: where it only follows another rank, that one's code.
     """
     exit_code = exit_code_of(error)
-    try:
-        return _agreed_words(ranks_started(), text, error, exit_code)
-    except RuntimeError:  # whoever held the store is gone
-        if ranks_started().first or not (isinstance(error, Interrupted) and error.saved):  # which all agreed on
-            echo(text, err=True)
-        return exit_code
+    if not launcher_died():
+        with suppress(RuntimeError):  # whoever held the store is gone
+            return _agreed_words(ranks_started(), text, error, exit_code)
+    if ranks_started().first or not isinstance(error, Interrupted):  # by which all ranks stop together
+        echo(text, err=True)
+    return exit_code
 
 
 def _agreed_words(ranks: Ranks, text: str, error: BaseException, exit_code: int) -> int:
