@@ -52,7 +52,10 @@ def check_entries(path: Path) -> None:
                 and not entry.is_dir()
             )
             if not plain:
-                raise ValueError(f"the entry {entry.filename} is not one that torch.save writes")
+                raise ValueError(
+                    f"the entry {entry.filename} is not as torch.save writes it; the file is damaged, or another "
+                    f"program packed it"
+                )
 
 
 def compare_check_sums(path: Path) -> None:

@@ -79,7 +79,7 @@ def read(path: Path, what: str = "checkpoint") -> Any:
         if archived:
             check_entries(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-        if isinstance(content, dict) and {"format", "digest"} <= set(content):
+        if isinstance(content, dict) and content.get("format") == FORMAT and "digest" in content:
             _compare_digest(content)
         elif archived:
             compare_check_sums(path)
