@@ -82,7 +82,6 @@ class Summary(_Record):
     recipe: RecordedRecipe
     examples: dict[str, Count] | None = None
     test_set: str | None = None
-    test_set: str | None = None
 
     @model_validator(mode="after")
     def _reports_what_it_has(self) -> Summary:
