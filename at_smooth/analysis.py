@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from at_smooth import registry
+from at_smooth.contracts import studied
 from at_smooth.exceptions import InputError, StorageError, TakenError
 from at_smooth.files import create, usable_path
 from at_smooth.grouping import by_setting
@@ -83,7 +84,7 @@ def analyze(
         _refuse_taken(folder, stem)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is no folder. Choose another --out.")
-    study = analysis.study(known)
+    study = studied(analysis, known)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

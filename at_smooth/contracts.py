@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,16 +14,21 @@ from torch import Tensor, nn
 from at_smooth.attacks import CLEAN, AttackSpec, Clean
 from at_smooth.exceptions import PluginError
 from at_smooth.interfaces import (
+    Analysis,
     Architecture,
     Dataset,
     Images,
     Method,
     Plugin,
     Regularizer,
+    Study,
     Terms,
     WeightSmoother,
 )
 from at_smooth.plugin_errors import blamed, described
+
+if TYPE_CHECKING:
+    from at_smooth.run import Run
 
 _SUM_TOLERANCE = 1e-3  # of a distribution, which may be in bfloat16
 
@@ -252,6 +258,23 @@ def loaded(dataset: Dataset, data_dir: Path | None) -> Images:
             f"train_labels, test, test_labels, num_classes)."
         )
     return images
+
+
+def studied(analysis: Analysis, runs: Sequence[Run]) -> Study:
+    """What an analysis finds.
+
+    Raises:
+        PluginError: ``study`` fails, or returned anything else.
+        InputError: It needs other runs.
+    """
+    with blamed(analysis, "study"):
+        study: object = analysis.study(runs)
+    if not isinstance(study, Study):
+        raise PluginError(
+            f"{described(analysis)}: study() returned {_shown(study)}; it should return a figure and its tables, "
+            f"at_smooth.Study(figure, tables)."
+        )
+    return study
 
 
 def network_of(architecture: Architecture, built: object) -> nn.Module:

@@ -20,6 +20,7 @@ from at_smooth.exceptions import (
     DataError,
     DivergedError,
     InputError,
+    PluginError,
     RankLostError,
     RunDirectoryGoneError,
     StorageError,
@@ -144,17 +145,17 @@ def _train(recipe: Recipe, path: Path, resume: bool, override: bool, progress: P
             ):
                 engine.fit(recorder, stopper, observer, *[_Trust(recipe, progress)] * ranks.first)
                 ranks.wait()
-        except InputError:  # a teacher that does not fit, say: leave no run behind that nothing was trained in
-            if ranks.first and not resume and not any(path.rglob("*.pt")):
+        except InputError as error:  # a teacher that does not fit, say: leave no run behind with nothing trained in it
+            if isinstance(error, PluginError) and run.checkpoint("last").is_file():
+                _add_what_stands(run, error)
+            elif ranks.first and not resume and not any(path.rglob("*.pt")):
                 run.discard()
             raise
         except RunDirectoryGoneError:
             folder.check()  # of a teacher's directory and the run's own the latter is what counts
             raise
         except (DivergedError, StorageError, RankLostError) as error:
-            if not error.complete:  # a teacher's run has said it already
-                error.add(_what_stands(run, error))
-                error.complete = True
+            _add_what_stands(run, error)
             raise
     return run
 
@@ -188,6 +189,12 @@ def build_engine(recipe: Recipe, data: Data, runtime: Runtime, teachers: Teacher
     )
     engine.model_name = f"the network that model {recipe.model} builds"
     return engine
+
+
+def _add_what_stands(run: Run, error: AtSmoothError) -> None:
+    if not error.complete:  # a teacher's run has said it already
+        error.add(_what_stands(run, error))
+        error.complete = True
 
 
 def _what_stands(run: Run, error: AtSmoothError) -> str:

@@ -45,12 +45,26 @@ def blamed(plugin: Plugin, method: str) -> Iterator[None]:
     Raises:
         PluginError: The block failed; its cause is the exception itself.
     """
+    with failures(f"{described(plugin)} fails in {method}()"):
+        yield
+
+
+@contextmanager
+def failures(beginning: str) -> Iterator[None]:
+    """Turn whatever fails in the block into one message.
+
+    Args:
+        beginning: Of the message: which plugins' doing it is.
+
+    Raises:
+        PluginError: The block failed; its cause is the exception itself.
+    """
     try:
         yield
     except Exception as error:
         if not _is_plugins(error):
             raise
-        raise PluginError(f"{described(plugin)} fails in {method}(): {in_words(error)}.") from error
+        raise PluginError(f"{beginning}: {in_words(error)}.") from error
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from at_smooth.attacks import Adversary
 from at_smooth.contracts import check_gradients, check_loss, check_targets, check_terms, settings_kept
 from at_smooth.divergence import Scene, all_finite, surely_finite
 from at_smooth.interfaces import Batch, Method, Regularizer, Step, Terms, total
-from at_smooth.plugin_errors import blamed
+from at_smooth.plugin_errors import blamed, described, failures
 from at_smooth.runtime import Runtime, fenced_randomness
 from at_smooth.scratch import SCRATCH
 from at_smooth.shared_loss import shared_among_ranks
@@ -35,6 +35,7 @@ class TrainingLoss(nn.Module):
         self.method = method
         self.regularizer = regularizer
         self.num_classes = num_classes
+        self.names = f"{described(method)}, {described(regularizer)}"
         self._checked = False  # what the plugins return, when they are first called
 
     def forward(self, batch: Batch, perturbed: Tensor, progress: float) -> tuple[Terms, Tensor]:
@@ -45,12 +46,13 @@ class TrainingLoss(nn.Module):
         if first:
             check_targets(self.regularizer, targets, batch.labels, self.num_classes)
         clean, attacked = _own(batch.clean, perturbed)
-        with blamed(self.method, "loss"), settings_kept(self.method, "loss", self.model) if first else nullcontext():
-            returned = self.method.loss(self.model, clean, attacked, targets)
-        if first:
-            check_loss(self.method, returned, n, self.num_classes, started)
-        loss, logits = returned
-        judged = logits.detach().clone()
+        with blamed(self.method, "loss"):
+            with settings_kept(self.method, "loss", self.model) if first else nullcontext():
+                returned = self.method.loss(self.model, clean, attacked, targets)
+            if first:
+                check_loss(self.method, returned, n, self.num_classes, started)
+            loss, logits = returned
+            judged = logits.detach().clone()
         step = Step(*_own(batch.clean, perturbed), batch.labels.clone(), batch.indices.clone(), logits, loss, progress)
         with blamed(self.regularizer, "terms"):
             terms = self.regularizer.terms(step)
@@ -163,8 +165,10 @@ class TrainingStep:
         with self._shared.no_sync() if self._shared and not last else nullcontext():
             with self._runtime.autocast(), SCRATCH.kept():  # of teachers, whose layers are faster
                 terms, logits = self._form_loss(batch, perturbed, moment.progress)
-                loss = total(terms)
-            torch.autograd.backward(loss if share == 1 else loss * share)
+                with blamed(self._loss.regularizer, "terms"):
+                    loss = total(terms)
+            with failures(self._loss.names + ": their loss has no gradient"):
+                torch.autograd.backward(loss if share == 1 else loss * share)
         detached = {name: value.detach() for name, value in terms.items()}
         return _Piece(batch, perturbed, detached, logits.detach(), loss.detach())
 

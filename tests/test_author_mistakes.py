@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from at_smooth import (
     CLEAN,
+    Analysis,
     Architecture,
     AtSmoothWarning,
     AttackSpec,
@@ -33,7 +34,7 @@ from at_smooth import (
     create,
 )
 from at_smooth.cli import cli
-from at_smooth.contracts import attack_of, learning_network_of, loaded
+from at_smooth.contracts import attack_of, learning_network_of, loaded, studied
 from at_smooth.plugin_class import check_plugin
 
 ATTACK = AttackSpec.parse("pgd", Threat("Linf", 0.1), {"steps": 1})
@@ -111,6 +112,26 @@ def test_a_loss_that_breaks_later_is_a_divergence_and_no_mistake_of_the_author(f
     late = made(Regularizer, terms=lambda self, step: {"method": step.loss / (1 if step.progress < 0.5 else 0)})
     with pytest.raises(DivergedError, match="epoch 2, step 1"):
         fit(late)
+
+
+@pytest.mark.parametrize(
+    ("late", "words"),
+    [
+        (lambda step: None, r"regularizer Wrong fails in terms\(\)"),
+        (
+            lambda step: step.loss.expand(18),
+            r"fails in terms\(\): .*the term 'method' is of shape \(18,\)",
+        ),
+        (lambda step: step.loss.detach(), r"method AdversarialTraining, regularizer Wrong: their loss has no gradient"),
+        (lambda step: step.logits.relu_().exp_().mean(), "their loss has no gradient: RuntimeError.*inplace"),
+    ],
+)
+def test_what_goes_wrong_later_names_the_plugin_too(fit, late, words):
+    def terms(self, step):
+        return {"method": late(step) if step.progress >= 0.5 else step.loss}
+
+    with pytest.raises(PluginError, match=words):
+        fit(made(Regularizer, terms=terms))
 
 
 def test_logits_that_are_not_finite_from_the_start_are_a_divergence(fit):
@@ -353,7 +374,14 @@ def test_a_public_attribute_is_refused_with_what_to_declare(fit):
         fit(made(Regularizer, setup=setup))
 
 
-# --- data sets and networks
+# --- data sets, networks and analyses
+
+
+def test_an_analysis_gives_a_study():
+    with pytest.raises(PluginError, match=r"analysis Wrong: study\(\) returned \{\}; .*at_smooth.Study"):
+        studied(made(Analysis, study=lambda self, runs: {}), [])
+    with pytest.raises(PluginError, match=r"analysis Wrong fails in study\(\): IndexError.*test_author_mistakes.py"):
+        studied(made(Analysis, study=lambda self, runs: runs[0]), [])
 
 
 @pytest.mark.parametrize("given", [None, (torch.rand(4, 1, 2, 2), torch.arange(4))])
@@ -527,6 +555,10 @@ class Broken(Regularizer):
     def terms(self, step):
         return {"method": step.loss / len(step.nobody)}
 
+class Late(Regularizer):
+    def terms(self, step):
+        return {"method": step.loss if step.progress < 0.5 else None}
+
 class Counting(Regularizer):
     _n: int = PrivateAttr(default=0)
 
@@ -560,6 +592,14 @@ def test_the_command_says_it_in_one_line_and_leaves_no_run(run, tmp_path, name, 
     assert words in result.stderr
     assert "Traceback" not in result.output
     assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_that_shows_later_leaves_what_was_saved(run, tmp_path):
+    result = run("Late")
+    assert result.exit_code == 2
+    assert "regularizer Late" in result.stderr
+    assert "The last good checkpoint stands: run/checkpoints/last.pt, epoch 1." in result.stderr
+    assert (tmp_path / "run" / "checkpoints" / "last.pt").is_file()
 
 
 def test_the_command_notes_memory_that_is_not_saved(run):

@@ -189,5 +189,12 @@ class WeightSmoother(TrainingPlugin):
 
 
 def total(terms: Terms) -> Tensor:
-    """The training loss: the sum of its terms, a scalar."""
+    """The training loss: the sum of its terms, a scalar.
+
+    Raises:
+        ValueError: A term is no scalar.
+    """
+    wrong = next((name for name, term in terms.items() if term.shape != ()), None)
+    if wrong is not None:
+        raise ValueError(f"the term '{wrong}' is of shape {tuple(terms[wrong].shape)}, and no scalar")
     return torch.stack(list(terms.values())).sum()
