@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -201,6 +202,7 @@ class SelfTeachers:
         self._train = train
         self._note = note
         self._expected: dict[str, Any] = {}
+        self._asked: dict[str, Path | None] = {}
 
     def expect(self, digests: Any) -> None:
         """Refuse teachers that are not those of a run which is continued: their digests then."""
@@ -213,7 +215,7 @@ class SelfTeachers:
             CheckpointError: The checkpoint at ``path`` is unreadable, or from another architecture, data set or split;
                 or the run's teacher is not the one that it was begun with.
         """
-        name = _kind(method, changes)
+        name = self._name(_kind(method, changes), path)
         own = self._folder / name / "checkpoints" / "best.pt"
         recipe = None if path is not None else teacher_recipe(self._kinship.recipe, method, **changes)
         if recipe is not None:
@@ -221,6 +223,11 @@ class SelfTeachers:
         content = self._runtime.ranks.by_first(lambda: self._content(name, path, recipe, own))
         network = network_from(content, self._kinship.recipe, _weights(content, own), own)
         return self._runtime.teacher(network)
+
+    def _name(self, kind: str, path: Path | None) -> str:
+        """The folder of a teacher: its kind, numbered from the second file of one kind on, in the order asked for."""
+        numbered = itertools.chain([kind], (f"{kind}-{number}" for number in itertools.count(2)))
+        return next(name for name in numbered if self._asked.setdefault(name, path) == path)
 
     def _content(self, name: str, path: Path | None, recipe: Recipe | None, own: Path) -> dict[str, Any]:
         """What the checkpoint holds, of which the run has a copy."""

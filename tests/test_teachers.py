@@ -4,9 +4,9 @@ import shutil
 import pytest
 import torch
 
-from at_smooth import CheckpointError, InputError, Run, Runtime, load_data, load_model, train
+from at_smooth import CheckpointError, InputError, Run, Runtime, checkpoint, load_data, load_model, train
 from at_smooth.teacher_cache import cache_directory
-from at_smooth.teachers import teacher_key, teacher_recipe
+from at_smooth.teachers import Kinship, SelfTeachers, teacher_key, teacher_recipe
 
 BOTH = {"regularizer": "kd-std-adv"}
 
@@ -233,6 +233,19 @@ def test_a_cached_teacher_that_is_changed_in_place_changes_no_run(
     assert_same_outcome(whole, train(recipe, path, resume=True))
     teaching = "teachers/at/checkpoints/best.pt"
     assert (whole.path / teaching).read_bytes() == (path / teaching).read_bytes() != kept.read_bytes()
+
+
+def test_teachers_of_one_method_from_two_files_are_two(plain_run, tmp_path):
+    best, other = plain_run.checkpoint("best"), tmp_path / "other.pt"
+    content = checkpoint.load(best)
+    checkpoint.save(other, {**content, "raw": {name: 2 * value for name, value in content["raw"].items()}})
+    kinship = Kinship(plain_run.recipe, content["fingerprint"], tuple(content["shape"]), content["num_classes"])
+    images = torch.rand(4, *content["shape"])
+    for _ in range(2):  # a resumed run asks in the same order
+        teachers = SelfTeachers(kinship, tmp_path / "teachers", Runtime.choose("cpu"), print, print)
+        one, two, again = (teachers.get("at", path)(images) for path in (best, other, best))
+        assert torch.equal(one, again)
+        assert not torch.equal(one, two)
 
 
 def test_another_teacher_in_the_run_is_refused(plain_run, others, stopped_run):
