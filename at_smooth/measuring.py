@@ -49,13 +49,21 @@ def rows_of(path: Source, text: str) -> list[Row]:
     return csv_of(path, text, row)
 
 
+def check_figure(name: str, value: float | None) -> None:
+    """Refuse what no figure of a row can be: None where it was not measured, NaN where it diverged.
+
+    Raises:
+        ValueError: An accuracy is no percentage, or another figure is infinite.
+    """
+    if value is None or math.isnan(value):
+        return
+    if math.isinf(value) or (name.endswith(("_sa", "_ra", "_acc")) and not 0 <= value <= 100):
+        raise ValueError(f"{name} is {value}")
+
+
 def _figure(name: str, text: str) -> float | None:
-    """A figure of a row; blank where it was not measured, NaN where it diverged."""
-    if not text:
-        return None
-    value = float(text)
-    if math.isinf(value) or (name.endswith(("_sa", "_ra", "_acc")) and not (0 <= value <= 100 or math.isnan(value))):
-        raise ValueError(f"{name} is {text[:20]!r}")
+    value = float(text) if text else None
+    check_figure(name, value)
     return value
 
 

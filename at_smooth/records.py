@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from at_smooth.threat import Norm, Pixels
 
@@ -17,7 +17,7 @@ Seconds = Annotated[Finite, Field(ge=0)]
 Epoch = Annotated[int, Field(ge=1, lt=2**31)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Radius = Annotated[Pixels, Field(ge=0, allow_inf_nan=False)]
-Options = dict[str, Any]
+Options = dict[str, JsonValue]
 
 
 class _Record(BaseModel):
@@ -26,6 +26,8 @@ class _Record(BaseModel):
 
 class RecordedRecipe(_Record):
     """``recipe.yaml`` of a run, and the recipe in other files, whether or not its plugins are installed here."""
+
+    __pydantic_extra__: dict[str, JsonValue]
 
     dataset: str
     dataset_options: Options = {}

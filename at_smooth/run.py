@@ -118,7 +118,9 @@ class Run:
         version = (self.path.absolute(), found.st_mtime_ns, found.st_size, found.st_ino)
         if version not in _trained_with:  # a large file, which may be replaced at any moment, is not read for each look
             with checkpoint.fitting(last):
-                _trained_with[version] = dict(checkpoint.load(last)["recipe"])
+                recipe = checkpoint.load(last)["recipe"]
+                records.RecordedRecipe.model_validate(recipe)
+                _trained_with[version] = recipe
         return _trained_with[version]
 
     def refuse_other(self, path: Path, content: dict[str, Any]) -> None:

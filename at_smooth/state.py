@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from torch import Tensor
 
-from at_smooth.measuring import COLUMNS
+from at_smooth.measuring import COLUMNS, check_figure
 
 
 def _scalar(tensor: Tensor) -> Tensor:
@@ -19,6 +19,8 @@ def _scalar(tensor: Tensor) -> Tensor:
 def _whole(row: dict[str, float | int | None]) -> dict[str, float | int | None]:
     if list(row) != COLUMNS or not isinstance(row["epoch"], int):
         raise ValueError("a number for each column of metrics.csv is wanted")
+    for name, value in row.items():
+        check_figure(name, value)
     return row
 
 

@@ -6,10 +6,11 @@ import shutil
 import time
 
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 
-from at_smooth import FileError, InputError, OptionError, Run, load_model
+from at_smooth import FileError, InputError, OptionError, Run, checkpoint, load_model
 from at_smooth.cli import cli
 from at_smooth.commands.options import pairs_of
 from at_smooth.following import history_so_far
@@ -133,8 +134,8 @@ ROW = "1,0.1,2.0,10.0,11.0,12.0,,,,,,,1.5"
         ("x" * 200_000, "field larger than field limit"),
         (ROW.replace("1,0.1", "2,0.1", 1), "line 2: it is of epoch '2', not 1"),
         (ROW.replace("1,0.1", "9" * 5_000 + ",0.1", 1), "line 2: it is of epoch '9999"),
-        (ROW.replace("12.0", "120"), "val_ra is '120'"),
-        (ROW.replace("12.0", "inf"), "val_ra is 'inf'"),
+        (ROW.replace("12.0", "120"), "val_ra is 120"),
+        (ROW.replace("12.0", "inf"), "val_ra is inf"),
         (ROW.replace("12.0", "much"), "could not convert"),
         (ROW[:20], "not as many cells"),
         (ROW + ",1", "not as many cells"),
@@ -273,3 +274,20 @@ def test_a_run_whose_name_is_no_utf8_is_reported(copied):
 
     page = write_report([path]).read_text(encoding="utf-8")
     assert "run-\\udcff" in page
+
+
+@pytest.mark.parametrize("kind", ["a figure out of bounds", "a tensor in the recipe"])
+def test_a_state_of_other_values_is_refused_before_it_is_taken_up(stopped_run, contents, kind):
+    _, path = stopped_run(after=2)
+    last = path / "checkpoints" / "last.pt"
+    content = checkpoint.load(last)
+    if kind == "a figure out of bounds":
+        content["state"]["best"]["raw"]["row"]["val_ra"] = 1e9
+    else:
+        content["recipe"]["threads"] = torch.zeros(3)
+    checkpoint.save(last, content)
+    before = contents(path)
+    done = CliRunner().invoke(cli, ["train", "--out", str(path), "--resume"])
+    assert done.exit_code == 2, done.exception
+    assert str(last) in done.stderr
+    assert contents(path) == before
