@@ -33,6 +33,9 @@ class Journal:
         """The state that was written last under a key; None where there is none, or none that can be read."""
         if self._folder is None:
             return None
+        for leftover in self._folder.glob(f".{self._file(key).name}.*.part"):  # of a process that was killed
+            with suppress(OSError):  # or of one that evaluates the same now, and then goes on without this state
+                leftover.unlink()
         try:
             state: dict[str, Any] = checkpoint.load(self._file(key))["evaluation"]
         except (CheckpointError, KeyError):

@@ -45,6 +45,14 @@ def test_a_damaged_page_counts_as_none(tmp_path, damage):
     assert (found.broken_by == -1).all()
 
 
+def test_what_a_killed_process_left_half_written_is_removed_when_it_is_carried_on(tmp_path):
+    Memory(Journal(tmp_path), "page").keep(begun(), 0, 1)
+    (tmp_path / ".page.pt.123.part").write_bytes(b"half")
+    (tmp_path / ".other.pt.123.part").write_bytes(b"another's")
+    assert Memory(Journal(tmp_path), "page").recall(outcome()) == (0, 1)
+    assert {path.name for path in tmp_path.iterdir()} == {"page.pt", ".other.pt.123.part"}
+
+
 def test_closing_forgets_what_was_read_or_written_and_nothing_else(tmp_path):
     for name in ("read", "stranger"):
         Memory(Journal(tmp_path), name).keep(begun(), 0, 1)
