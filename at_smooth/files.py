@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
 import stat
 import sys
@@ -20,7 +21,7 @@ from at_smooth.exceptions import InputError, StorageError, TakenError
 from at_smooth.interruption import uninterrupted
 from at_smooth.lock import take
 
-#: Names of files that are being written, as a pattern.
+#: Names of files that are being written, as a pattern; see :func:`aside_of`.
 LEFTOVERS = ".*.[0-9]*.part"
 
 _NO_FILE = {stat.S_IFDIR: "a folder", stat.S_IFBLK: "a block device", stat.S_IFSOCK: "a socket"}
@@ -94,6 +95,15 @@ def creating(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
+def aside_of(path: Path) -> Path:
+    """Where a file or folder is written before it takes its name: a new name beside it.
+
+    It holds the process id for people, and what nobody can foresee: processes in containers, or on several machines,
+    share ids, and in a folder for everyone somebody could lay a link there.
+    """
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file whole or not at all; see :func:`replacing`."""
     with replacing(path) as file:
@@ -131,7 +141,7 @@ def creating_folder(path: Path) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     if target == Path(os.path.realpath(os.curdir)):
         raise InputError(f"{path} is the working directory. Choose another --out, such as a new folder in it.")
-    aside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    aside = aside_of(target)
     with storing(path):
         try:
             aside.mkdir(parents=True)
@@ -198,10 +208,10 @@ def _writing(path: Path, new: bool) -> Iterator[BinaryIO]:
             with _stream(path, status) as file:
                 yield file
             return
-        aside = target.with_name(f".{target.name}.{os.getpid()}.part")
+        aside = aside_of(target)
         with uninterrupted():
             try:
-                with aside.open("wb") as file:
+                with aside.open("xb") as file:
                     if status is not None:
                         with suppress(OSError):  # some file systems have no permissions
                             aside.chmod(stat.S_IMODE(status.st_mode))

@@ -89,7 +89,7 @@ class CachedTeacher:
         """Put a finished teacher into the cache whole; it stays without where another process has the claim."""
         if not self.claim():
             return
-        aside = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        aside = files.aside_of(self.path)
         try:
             _copy_run(own, aside)
             os.rename(aside, self.path)
@@ -106,7 +106,7 @@ class CachedTeacher:
 def remove_leftovers() -> None:
     """Remove what killed processes left half-published, of any teacher that nobody has claimed."""
     for leftover in (cache_directory() / "teachers").glob(".*.part"):
-        found = re.fullmatch(r"\.(.+)\.\d+\.part", leftover.name)
+        found = re.fullmatch(r"\.(.+)\.\d+[^.]*\.part", leftover.name)
         if found:
             teacher = CachedTeacher(found.group(1))
             teacher.claim()

@@ -16,6 +16,7 @@ from at_smooth.files import (
     create_first_free,
     creating_folder,
     refuse_taken_file,
+    replacing,
     usable_path,
     write_atomically,
 )
@@ -224,6 +225,17 @@ def test_several_processes_claim_a_folder_each(tmp_path):
 
     assert len(set(together(claim))) == AT_ONCE
     assert sorted(os.listdir(tmp_path / "runs")) == [f"run-{number}" for number in range(AT_ONCE)]
+
+
+def test_processes_of_one_id_do_not_write_into_one_file(tmp_path, monkeypatch):  # in containers, on several machines
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    with replacing(tmp_path / "file") as file:
+        file.write(b"first, ")
+        file.flush()
+        write_atomically(tmp_path / "file", b"second")
+        file.write(b"and whole")
+    assert (tmp_path / "file").read_bytes() == b"first, and whole"
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_a_claimed_folder_with_nothing_in_it_goes(tmp_path):
