@@ -270,6 +270,20 @@ def _only(options: Any, names: Collection[str]) -> Any:
     return {name: value for name, value in options.items() if name in names} if isinstance(options, dict) else {}
 
 
+def added_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """The plugins' options that a recipe in plain types has and an earlier one lacks, in words, by name.
+
+    A newer version of a plugin has more options too, so this is no difference between recipes of two versions.
+    """
+    return {
+        f"{field}.{name}": f"{field}.{name} was not there, is now {value}"
+        for field, options in now.items()
+        if isinstance(options, dict) and isinstance(before.get(field), dict)
+        for name, value in options.items()
+        if name not in before[field]
+    }
+
+
 def _same(value: Any, before: Any) -> bool:
     try:
         return bool(value == before or parse_pixels(value) == parse_pixels(before))

@@ -28,7 +28,7 @@ from at_smooth.measuring import COLUMNS, Row, rows_of
 from at_smooth.observer import Observer
 from at_smooth.ranks import Ranks
 from at_smooth.reading import json_of, text_of
-from at_smooth.recipe import HARMLESS, Recipe, differences, read_yaml
+from at_smooth.recipe import HARMLESS, Recipe, added_options, differences, read_yaml
 from at_smooth.versions import installed, versions
 
 Summary = dict[str, Any]
@@ -99,7 +99,7 @@ class Run:
         """
         file = self.path / "recipe.yaml"
         written, trained = read_yaml(file), self._trained_with()
-        changed = differences(trained, written, ignoring=HARMLESS)
+        changed = {**differences(trained, written, ignoring=HARMLESS), **added_options(trained, written)}
         if changed:
             raise RunError(
                 f"{file} is not what the run was trained with: {'; '.join(changed.values())}. Put it back, or train "

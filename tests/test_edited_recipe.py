@@ -18,6 +18,7 @@ EDITS = {
     "batch_size": (16, "batch_size was 32, is now 16"),
     "eval_steps": (7, "eval_steps was 2, is now 7"),
     "attack_options": ({"steps": 5}, "attack_options.steps was 2, is now 5"),
+    "method_options": ({"beta": 6}, "method_options.beta was not there, is now 6"),
     "smoother": ("swa", "smoother was none, is now swa"),
     "model": ("convnet", "model was mlp, is now convnet"),
     "dataset": ("npz", "dataset was digits, is now npz"),
