@@ -30,6 +30,11 @@ def digest_of(content: Any) -> str:
     return found.hexdigest()
 
 
+def is_dense(tensor: Tensor) -> bool:
+    """Whether a tensor holds plain numbers: it is not sparse, quantized or on the device meta."""
+    return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
+
+
 def _add(found: hashlib._Hash, value: Any, place: str) -> None:
     kind = type(value)
     if isinstance(value, Tensor):
@@ -54,10 +59,10 @@ def _add(found: hashlib._Hash, value: Any, place: str) -> None:
 
 
 def _add_tensor(found: hashlib._Hash, tensor: Tensor, place: str) -> None:
-    if tensor.layout != torch.strided or tensor.is_quantized:
-        raise TypeError(f"{place or 'the content'} is a sparse or quantized tensor")
+    if not is_dense(tensor):
+        raise TypeError(f"{place or 'the content'} is a sparse, quantized or meta tensor")
     _say(found, "tensor", f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    numbers = tensor.detach().cpu().contiguous().reshape(-1)
+    numbers = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
     found.update(numbers.view(torch.uint8).numpy().data)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import random
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from at_smooth.digest import digest_of, is_dense
 from at_smooth.exceptions import PluginError
 from at_smooth.interfaces import TrainingPlugin
 from at_smooth.notes import notify
@@ -37,6 +37,8 @@ def saved_state(plugin: TrainingPlugin) -> dict[str, Any]:
     for path, value in _leaves(state, "state()"):
         if not isinstance(value, Tensor) and type(value) not in _PLAIN:
             raise PluginError(f"{described(plugin)}: {path} is a {type(value).__name__}; {_advice(value) or wanted}.")
+        if isinstance(value, Tensor) and not is_dense(value):
+            raise PluginError(f"{described(plugin)}: {path} is a sparse, quantized or meta tensor; give a dense one.")
         if isinstance(value, Tensor) and value.requires_grad and not value.is_leaf:
             raise PluginError(f"{described(plugin)}: {path} is a tensor with a gradient's history; give its detach().")
     return state  # type: ignore[return-value]
@@ -125,11 +127,11 @@ def fingerprint(value: Any, known: set[int] = frozenset()) -> Any:  # type: igno
         known: Where tensors lie in memory that are not looked at.
     """
     if isinstance(value, Tensor):
-        return "known" if value.numel() and value.data_ptr() in known else _digest(value)
+        return "known" if value.numel() and value.data_ptr() in known else digest_of(value)
     if isinstance(value, np.ndarray | np.generic):
         return str(value.dtype), value.shape, value.tobytes()
     if isinstance(value, torch.Generator):
-        return _digest(value.get_state())
+        return digest_of(value.get_state())
     if isinstance(value, np.random.Generator):
         return fingerprint(value.bit_generator.state)
     if isinstance(value, random.Random):
@@ -224,11 +226,6 @@ def _advice(value: Any) -> str:
     if callable(getattr(value, "state_dict", None)):
         return "give its state_dict()"
     return ""
-
-
-def _digest(tensor: Tensor) -> tuple[str, tuple[int, ...], str]:
-    content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    return str(tensor.dtype), tuple(tensor.shape), hashlib.sha256(content.tobytes()).hexdigest()
 
 
 def _hashable(key: Any) -> Any:

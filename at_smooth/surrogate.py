@@ -9,10 +9,12 @@ from torch import nn
 
 from at_smooth import registry
 from at_smooth.attacks import CLEAN, PGD, Clean
+from at_smooth.contracts import learning_network_of
 from at_smooth.data import Data, Part
 from at_smooth.engine import Engine
 from at_smooth.interfaces import Method
 from at_smooth.normalize import Normalize
+from at_smooth.plugin_errors import blamed
 from at_smooth.runtime import Runtime, fenced_randomness
 from at_smooth.settings import Settings
 from at_smooth.threat import Threat
@@ -58,7 +60,10 @@ def trained_surrogate(
     taught = Part(images, labels)
     data = Data(taught, Part(images[:2], labels[:2]), Part(images[:0], labels[:0]), num_classes, seed=seed)
     with fenced_randomness(seed, "surrogate"):
-        network = registry.build("models", architecture).build(data.shape, num_classes)
+        plugin = registry.build("models", architecture)
+        with blamed(plugin, "build"):
+            built: object = plugin.build(data.shape, num_classes)
+        network = learning_network_of(plugin, built)
     student = nn.Sequential(OrderedDict(normalize=Normalize(*data.pixel_statistics()), network=network))
     epochs = max(2, round(_STEPS * 64 / taught.n))
     settings = Settings(epochs=epochs, batch_size=64, lr=0.05, seed=seed, eval_steps=0, test_every=0,

@@ -233,6 +233,8 @@ def _difference(name: str, mine: Any, value: Tensor) -> str:
     """In what a tensor cannot take the place of another; empty where it can."""
     if not isinstance(mine, Tensor) or mine.shape != value.shape:
         return f"{name} {tuple(value.shape)}, not {tuple(getattr(mine, 'shape', ()))}"
+    if value.is_meta:  # which torch "loads" by leaving the model's own
+        return f"{name} on the device meta, without numbers"
     if (mine.is_floating_point(), mine.is_complex()) != (value.is_floating_point(), value.is_complex()):
         return f"{name} of {value.dtype}, not {mine.dtype}"
     return ""

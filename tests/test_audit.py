@@ -1,15 +1,18 @@
 import json
+import sys
 
 import pytest
 import torch
 from click.testing import CliRunner
 from torch import nn
 
-from at_smooth import Threat, load_data, load_model, train
+from at_smooth import PluginError, Threat, load_data, load_model, train, trust_code
 from at_smooth.audit import audit
 from at_smooth.audit_bench import Limits
 from at_smooth.cli import cli
+from at_smooth.data import Part
 from at_smooth.runtime import Runtime
+from at_smooth.surrogate import trained_surrogate
 
 CPU = Runtime(torch.device("cpu"))
 CHECKS = ["repeats itself", "gradients", "slope", "falls to zero", "monotone in eps", "steps and restarts", "noise",
@@ -162,6 +165,22 @@ def test_the_command_exits_4_for_a_masked_model_and_says_which_checks_failed(sta
     assert "Error: not sound: " in result.stderr
     assert "gradients" in result.stderr
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [("raise ValueError('no such width')", r"Net fails in build\(\): ValueError: no such width"),
+     ("return 3", r"Net: build\(\) returned 3; it should return a network")],
+)  # fmt: skip
+def test_a_surrogate_that_is_no_network_is_named(tmp_path, monkeypatch, body, words):
+    lines = ["import at_smooth", "class Net(at_smooth.Architecture):", "    def build(self, shape, num_classes):"]
+    (tmp_path / "own_surrogate.py").write_text("\n".join([*lines, f"        {body}", ""]))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_surrogate", raising=False)
+    trust_code(["own_surrogate:Net"])
+    images = Part(torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.long))
+    with pytest.raises(PluginError, match=words):
+        trained_surrogate(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), images, 10, "own_surrogate:Net", 0, CPU)
 
 
 @pytest.mark.parametrize(

@@ -442,6 +442,7 @@ def test_a_frozen_model_is_refused(fit):
         ({"seen": np.ones(2)}, r"state\(\)\['seen'\] is a ndarray; give torch.as_tensor"),
         ({"seen": {"deep": [nn.Linear(2, 2)]}}, r"state\(\)\['seen'\]\['deep'\]\[0\] is a Linear; give its state_dict"),
         ({"seen": {1, 2}}, r"is a set; give list"),
+        ({"seen": torch.ones(2).to_sparse()}, r"state\(\)\['seen'\] is a sparse, .* tensor; give a dense one"),
         ({"seen": torch.ones(2, requires_grad=True) * 2}, "a tensor with a gradient's history; give its detach"),
         ({"n": 1}, r"it has state\(\) and no restore\(state\).*without 'n'"),
     ],

@@ -103,6 +103,20 @@ def test_a_digest_is_of_the_numbers_and_not_of_where_they_lie():
     assert digest_of(images[:, 1]) == digest_of(images[:, 1].clone())
 
 
+@pytest.mark.parametrize("tensor", [torch.ones(2).to_sparse(), torch.ones(2, device="meta")], ids=["sparse", "meta"])
+def test_a_tensor_without_plain_numbers_is_not_saved(tmp_path, tensor):
+    with pytest.raises(CheckpointError, match=r"state\.average is a sparse, quantized or meta tensor"):
+        checkpoint.save(tmp_path / "c.pt", {"state": {"average": tensor}})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_conjugate_view_is_its_numbers(tmp_path):
+    numbers = torch.tensor([1 + 2j, 3 - 4j])
+    assert digest_of(numbers.conj()) == digest_of(numbers.conj().resolve_conj()) != digest_of(numbers)
+    checkpoint.save(tmp_path / "c.pt", {"numbers": numbers.conj()})
+    assert torch.equal(checkpoint.load(tmp_path / "c.pt")["numbers"], numbers.conj())
+
+
 def test_a_digest_survives_being_saved(tmp_path):
     layers = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2)).to(
         memory_format=torch.channels_last

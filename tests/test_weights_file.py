@@ -220,6 +220,7 @@ def test_names_that_only_their_wrappers_tell_apart_are_not_mixed_up(saved):
         ({"fc.weight": torch.ones(2, 4)}, r"unlike the model's: fc\.weight \(2, 4\), not \(2, 3\)"),
         ({"fc.weight": torch.ones(2, 3, dtype=torch.int64)}, r"fc\.weight of torch\.int64, not torch\.float32"),
         ({"fc.weight": torch.ones(2, 3, dtype=torch.complex64)}, r"fc\.weight of torch\.complex64"),
+        ({"fc.weight": torch.ones(2, 3, device="meta")}, r"fc\.weight on the device meta"),
         ({"fc.weight": "text"}, r"missing: fc\.weight"),
         ({"fc.weight": None, "bn.running_var": None}, r"missing: bn\.running_var, fc\.weight"),
         ({"extra.bias": torch.ones(1)}, r"unexpected: extra\.bias"),
