@@ -123,9 +123,11 @@ def network_from(checkpoint: dict[str, Any], recipe: Recipe, weights: dict[str, 
         CheckpointError: The weights do not fit the architecture that the checkpoint names.
     """
     with fitting(source):
-        channels, height, width = checkpoint["shape"]
+        (channels, height, width), num_classes = checkpoint["shape"], checkpoint["num_classes"]
+        if not all(type(size) is int and size > 0 for size in (channels, height, width, num_classes)):
+            raise ValueError(f"images of {checkpoint['shape']}, {num_classes} classes")
         blank = ([0.0] * channels, [1.0] * channels)  # the true statistics are buffers among the weights
-        network = build_network(recipe, (channels, height, width), checkpoint["num_classes"], blank)
+        network = build_network(recipe, (channels, height, width), num_classes, blank)
         refuse_other_kinds(network.state_dict(), weights)
         try:
             network.load_state_dict(weights)

@@ -40,6 +40,14 @@ def test_weights_that_do_not_fit_are_refused(tiny):
         network_from(content, tiny(), network.state_dict(), "here")
 
 
+@pytest.mark.parametrize(
+    ("shape", "classes"), [([1, -8, 8], 10), ([1, 8.0, 8], 10), ([8, 8], 10), ("abc", 10), ([1, 8, 8], None)]
+)
+def test_a_checkpoint_of_impossible_images_is_at_fault_itself(tiny, shape, classes):
+    with pytest.raises(CheckpointError, match="here does not hold what it should"):  # and not the model's plugin
+        network_from({"shape": shape, "num_classes": classes}, tiny(), {}, "here")
+
+
 def test_a_network_that_does_not_fit_into_memory_is_refused(tiny):
     with pytest.raises(OptionError, match=r"model mlp: too large with .*'width': 1000000000000"):
         build_network(tiny(model_options={"width": 10**12}), (1, 8, 8), 10, ([0.0], [1.0]))
