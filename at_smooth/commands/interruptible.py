@@ -39,7 +39,7 @@ def interruptible(advice: Callable[[], str]) -> Iterator[None]:
     except RunDirectoryGoneError:  # which says it all
         raise
     except StorageError as error:
-        error.add(f"Make room, or mend what is in the way; then {advice()}")
+        error.add(f"Make room, or mend what is in the way; {advice()}")
         raise
     except RankLostError as error:
         error.add(advice()[:1].upper() + advice()[1:])

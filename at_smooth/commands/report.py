@@ -27,6 +27,6 @@ def report(runs: tuple[Path, ...], out: Path | None, figures: str) -> None:
     from at_smooth.terminal import Console
 
     names = [name.strip() for name in figures.split(",") if name.strip() and name.strip() != "none"]
-    with interruptible(lambda: "stopped; nothing was written"):
+    with interruptible(lambda: "nothing was written"):
         path = write_report(runs, out, names)
     Console().print(f"report: {path}", soft_wrap=True)
