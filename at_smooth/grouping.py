@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from at_smooth.notes import notify
 from at_smooth.reading import yaml_of
 from at_smooth.recipe import CIRCUMSTANCES, Recipe
 from at_smooth.records import RecordedRecipe
@@ -23,6 +24,7 @@ def by_setting(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
 def grouped(runs: Sequence[Run], recipes: Sequence[dict[str, Any]]) -> list[tuple[str, list[Run]]]:
     """Each setting by its name, with its runs: those of the same recipe but for the seed, and of the same test images.
 
+    Runs of one setting and the same seed are notified, since they are no sample of the seeds.
     The recipe does not say where the images lie, so runs of different images may share it. Of a run that is not
     finished, or by an older version, the images are not known; it goes with the first of its recipe.
 
@@ -33,10 +35,12 @@ def grouped(runs: Sequence[Run], recipes: Sequence[dict[str, Any]]) -> list[tupl
     keys = [(setting(recipe), tested_on(run)) for run, recipe in zip(runs, recipes, strict=True)]
     known = {recipe: images for recipe, images in reversed(keys) if images}
     groups: dict[tuple[str, str | None], list[Run]] = defaultdict(list)
+    seeds: dict[tuple[str, str | None], Counter[int]] = defaultdict(Counter)
     recipe_of: dict[tuple[str, str | None], dict[str, Any]] = {}
     for run, recipe, (name, images) in zip(runs, recipes, keys, strict=True):
         key = name, images or known.get(name)
         groups[key].append(run)
+        seeds[key][recipe["seed"]] += 1
         recipe_of.setdefault(key, recipe)
     names = labels(list(recipe_of.values()))
     twice = {name for name in names if names.count(name) > 1}
@@ -44,6 +48,13 @@ def grouped(runs: Sequence[Run], recipes: Sequence[dict[str, Any]]) -> list[tupl
         f"{name} (test images {images})" if name in twice else name
         for name, (_, images) in zip(names, groups, strict=True)
     ]
+    for name, own in zip(names, seeds.values(), strict=True):
+        seed, times = own.most_common(1)[0]
+        if times > 1:
+            notify(
+                f"{times} runs of {name} have the same seed, {seed}; a deviation over the seeds counts each. "
+                f"Leave out all but one of them."
+            )
     return list(zip(names, groups.values(), strict=True))
 
 

@@ -58,7 +58,9 @@ class Run:
     def __init__(self, path: Path | str, elsewhere: bool = False) -> None:
         self.path = files.usable_path(path)
         if not elsewhere and not (self.path / "recipe.yaml").is_file():
-            raise RunError(f"{self.path} is no run directory: it holds no recipe.yaml.")
+            within = sorted(self.path.glob("*/recipe.yaml")) if self.path.is_dir() else []
+            advice = f" Runs lie below it; give one of them, such as {within[0].parent}." if within else ""
+            raise RunError(f"{self.path} is no run directory: it holds no recipe.yaml.{advice}")
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe) -> Run:

@@ -168,6 +168,11 @@ def test_seeds_on_other_test_images_are_no_seeds_of_one_setting(finished):
     assert rows[1][1][0].unlike == ("test images",)
 
 
+def test_runs_of_the_same_seed_are_said_to_be_so(finished):
+    with pytest.warns(UserWarning, match=r"2 runs of at have the same seed, 3; .*Leave out all but one"):
+        comparison_rows([finished(40.0, seed=3), finished(41.0, seed=3), finished(42.0, seed=4)])
+
+
 def test_the_summary_says_on_which_images_it_was_measured(plain_run, smoothed_run, tiny):
     assert plain_run.summary["test_set"] == load_data(plain_run.path).test_fingerprint()
     assert plain_run.summary["test_set"] == smoothed_run.summary["test_set"]

@@ -278,7 +278,14 @@ def test_without_a_test_set_the_summary_has_no_test_figures(tiny, tmp_path, npz)
 
 
 def test_what_is_no_run_is_refused(tmp_path):
-    with pytest.raises(RunError, match="no run directory"):
+    with pytest.raises(RunError, match=r"no run directory: it holds no recipe\.yaml\.$"):
+        Run(tmp_path)
+
+
+def test_a_folder_of_runs_names_one(tiny, tmp_path):
+    for name in ("b", "a"):
+        Run.create(tmp_path / name, tiny())
+    with pytest.raises(RunError, match=f"such as {tmp_path}/a."):
         Run(tmp_path)
 
 
