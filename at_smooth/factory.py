@@ -13,6 +13,7 @@ from torch import nn
 from at_smooth.exceptions import OptionError
 from at_smooth.interfaces import Architecture
 from at_smooth.network import try_out
+from at_smooth.plugin_errors import in_words
 
 
 class Factory(Architecture):
@@ -51,7 +52,7 @@ class Factory(Architecture):
         except TypeError as error:
             raise OptionError(f"the model's function refuses its options ({error}); set them with -N.") from None
         except Exception as error:  # anyone's code
-            raise OptionError(f"the model's function fails ({type(error).__name__}: {error}).") from error
+            raise OptionError(f"the model's function fails: {in_words(error)}.") from error
         if not isinstance(network, nn.Module):
             raise OptionError(f"the model's function gives {type(network).__name__}, not a torch.nn.Module.")
         network = network.float()  # whatever precision it was saved in

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import traceback
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from at_smooth.exceptions import PluginError, nearest
@@ -52,7 +54,10 @@ class Entry:
             with importable(module_of(self.name)) if ":" in self.name else nullcontext():
                 plugin = EntryPoint(self.name, self.target, f"at_smooth.{self.kind}").load()
         except Exception as error:  # whatever a third party's module raises is its own failure, not ours
-            reason = f"fails to import: {type(error).__name__}: {error}"
+            said = (str(error).splitlines() or [""])[0]
+            reason = f"fails to import: {type(error).__name__}: {said.removesuffix('.')}"
+            if line := _line_in(module_of(self.name), error) if ":" in self.name else None:
+                raise PluginError(f"{singular} '{self.name}' {reason} ({line}).") from error
             if ":" in self.name:
                 raise PluginError(f"{singular} '{self.name}' {reason}. Write it as package.module:name.") from error
             raise PluginError(
@@ -61,18 +66,34 @@ class Entry:
             ) from error
         if ":" in self.name:
             plugin = _adopted(self.kind, plugin)
+        origin = "" if ":" in self.name else f" of the distribution '{self.distribution}'"
         if not (isinstance(plugin, type) and issubclass(plugin, base)):
+            function = ", or a function that makes a network" if self.kind == "models" else ""
+            advice = (
+                f"Name such a class{function}." if ":" in self.name else "Its entry point should name such a class."
+            )
             raise PluginError(
-                f"{singular} '{self.name}' of the distribution '{self.distribution}' is {plugin!r}, "
-                f"not a class derived from at_smooth.{base.__name__}. Its entry point should name such a class."
+                f"{singular} '{self.name}'{origin} is {plugin!r}, not a class derived from at_smooth.{base.__name__}. "
+                f"{advice}"
             )
         if inspect.isabstract(plugin):
             missing = ", ".join(sorted(plugin.__abstractmethods__))
             raise PluginError(
-                f"{singular} '{self.name}' of the distribution '{self.distribution}' lacks the method {missing}, "
+                f"{singular} '{self.name}'{origin} lacks the method {missing}, "
                 f"which at_smooth.{base.__name__} asks for."
             )
         return plugin
+
+
+def _line_in(module: str, error: BaseException) -> str | None:
+    """The last line of a module that an exception passed through; None where it did not get there."""
+    file = Path(*module.split(".")).as_posix()
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).as_posix().endswith((f"/{file}.py", f"/{file}/__init__.py"))
+    ]
+    return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else None
 
 
 def entries(kind: str) -> list[Entry]:

@@ -17,6 +17,8 @@ def by_shape(shape, num_classes):
 def no_network(): return 3
 
 def no_logits(): return nn.Flatten()
+
+def failing(**options): return nn.Linear(64, options["classes"])
 """
 
 
@@ -42,6 +44,7 @@ def test_a_function_is_an_architecture():
     [
         ("net", {"hiden": 3}, "hiden"),
         ("no_network", {}, "gives int"),
+        ("failing", {}, r"function fails: KeyError: 'classes' \(.*my_networks.py, line \d+\)"),
         ("no_logits", {}, r"should give logits \(2, 10\)"),
     ],
 )

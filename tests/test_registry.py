@@ -111,6 +111,30 @@ def test_a_class_is_reached_by_its_module(distribution):
         create("regularizers", "calm_plugin:Missing")
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "words"),
+    [
+        ("regularizers", "Plain", r"not a class derived from .*Regularizer\. Name such a class\.$"),
+        ("models", "Plain", r"Name such a class, or a function that makes a network\.$"),
+        ("methods", "Bare", "lacks the method loss"),
+    ],
+)
+def test_what_a_module_holds_that_is_no_plugin_is_refused_without_a_distribution(distribution, kind, name, words):
+    source = "from at_smooth import Method\nclass Plain: pass\nclass Bare(Method): pass\n"
+    distribution("calm", {}, {"calm_plugin": source})
+    with pytest.raises(PluginError, match=words) as caught:
+        create(kind, f"calm_plugin:{name}")
+    assert "distribution" not in str(caught.value)
+
+
+def test_of_a_module_that_fails_the_line_is_named(distribution):
+    source = "from at_smooth import Regularizer\nclass Loud(Regularizer):\n    weight = 2.0\n"
+    distribution("loud", {}, {"loud_plugin": source})
+    words = r"^regularizer 'loud_plugin:Loud' fails to import: PydanticUserError: .*`weight = 2.0`[^\n]*"
+    with pytest.raises(PluginError, match=words + r"\(.*loud_plugin.py, line 2\)\.$"):
+        create("regularizers", "loud_plugin:Loud")
+
+
 def test_options_reach_the_plugin_and_errors_name_it():
     assert create("regularizers", "label-smoothing", {"alpha": "0.3"}).alpha == 0.3
     with pytest.raises(OptionError, match=r"regularizer label-smoothing: alpha: .*2"):
