@@ -60,10 +60,10 @@ def _refuse_unknown(cls: type[Plugin], interface: type[Plugin], wanted: list[str
             if known or not isinstance(value, FunctionType):
                 continue
             meant = nearest(name, wanted)
-            advice = "" if meant else f" Begin the names of helper methods with an underscore: _{name}."
             raise PluginError(
-                f"{described(cls)} has a method {name}, which at_smooth.{interface.__name__} does not have and nothing "
-                f"calls{meant}. Its methods: {', '.join(wanted)}.{advice}"
+                f"{described(cls)} has a method {name}, which at_smooth.{interface.__name__} does not have and "
+                f"at-smooth never calls{meant}. Its methods: {', '.join(wanted)}. "
+                f"Begin the names of helper methods with an underscore: _{name}."
             )
 
 

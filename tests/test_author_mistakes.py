@@ -326,7 +326,7 @@ def unbased(self, **options):
     ("base", "methods", "words"),
     [
         (Regularizer, {}, "overrides no method of at_smooth.Regularizer, so it changes nothing.*terms"),
-        (Regularizer, {"term": lambda self, step: {}}, "has a method term, .*did you mean 'terms'"),
+        (Regularizer, {"term": lambda self, step: {}}, "has a method term, .*did you mean 'terms'.*helper.*: _term"),
         (Regularizer, {"setup": lambda self, t: 0, "margin": lambda self: 0}, "a method margin.*: _margin"),
         (WeightSmoother, {"after_epochs": lambda self, model, epoch: True}, "did you mean 'after_epoch'"),
         (Method, {"loss": lambda self, model, clean, perturbed, targets: 0, "attacks": lambda self, w: w}, "'attack'"),
