@@ -168,7 +168,7 @@ def _remarks(images: Images, parts: list[tuple[str, Tensor, Tensor]]) -> Iterato
 
 def _classes(numbers: list[int], num_classes: int) -> str:
     named = ", ".join(str(number) for number in numbers[:_MOST_NAMED]) + ", ..." * (len(numbers) > _MOST_NAMED)
-    return f"{len(numbers)} of the {num_classes} classes ({named})"
+    return f"class{'es' * (len(numbers) > 1)} {named} ({len(numbers)} of the {num_classes} classes)"
 
 
 def _duplicates(train: Tensor, test: Tensor) -> int:

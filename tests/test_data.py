@@ -263,8 +263,8 @@ def test_a_validation_set_of_its_own_is_taken_as_it_is():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"num_classes": 4}, r"no training image is of 2 of the 4 classes \(2, 3\)"),
-        ({"test_labels": torch.zeros(4, dtype=int)}, r"no test image is of 1 of the 2 classes \(1\)"),
+        ({"num_classes": 4}, r"no training image is of classes 2, 3 \(2 of the 4 classes\)"),
+        ({"test_labels": torch.zeros(4, dtype=int)}, r"no test image is of class 1 \(1 of the 2 classes\)"),
         (
             {"test": torch.randint(0, 256, (4, 1, 4, 4), dtype=torch.uint8)},
             "training images are float32, test .* uint8",

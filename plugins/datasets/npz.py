@@ -53,6 +53,11 @@ class Npz(Dataset):
         parts: list[Any] = []
         layouts = {}
         for (x_name, x), (y_name, y) in zip(arrays[::2], arrays[1::2], strict=True):
+            if y.dtype.kind in "USO":
+                raise DataError(
+                    f"{path}: {y_name} is an array of {y.dtype}, not of numbers: give "
+                    f"numpy.unique({y_name}, return_inverse=True)[1]."
+                )
             if x.dtype.kind not in "biuf" or y.ndim == 0:
                 raise DataError(f"{path}: {x_name} is {x.dtype}, {y_name} {y.dtype}; give images and their labels.")
             with _naming(path):
