@@ -292,12 +292,17 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     """A copy in eval mode, in float32, whose parameters want no gradient, and which leaves its input as it is.
 
     Raises:
-        OptionError: The model cannot be copied.
+        OptionError: It is no module, or cannot be copied.
     """
+    if not isinstance(model, nn.Module):
+        raise OptionError(f"the model is of type {type(model).__name__}; give a torch.nn.Module.")
     try:
-        subject = copy.deepcopy(model)
+        with torch.no_grad():  # TorchScript would make the copy's parameters results of the model's
+            subject = copy.deepcopy(model)
     except Exception as error:  # whatever a model holds that cannot be copied
         raise OptionError(f"the model cannot be copied, as evaluation does to leave it as it is ({error}).") from None
+    if isinstance(subject, torch.jit.ScriptModule):  # which has neither hooks nor requires_grad_
+        subject = nn.Sequential(subject)
     return with_own_input(subject.float().eval().requires_grad_(False))
 
 

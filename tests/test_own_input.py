@@ -19,6 +19,7 @@ from at_smooth import (
     Evaluator,
     Images,
     Method,
+    OptionError,
     Part,
     Regularizer,
     Runtime,
@@ -89,6 +90,23 @@ def test_an_evaluation_of_a_model_that_works_in_place_is_right(part, name):
     assert found.notes == expected.notes
     assert torch.equal(part.images, before.images)
     assert torch.equal(part.labels, before.labels)
+
+
+@pytest.mark.parametrize("compiled", [torch.jit.script, lambda model: torch.jit.trace(model, torch.rand(2, 1, 4, 4))])
+@pytest.mark.filterwarnings("ignore")  # of TorchScript's age
+def test_so_is_one_of_torchscript(part, compiled):
+    before, evaluators = part.images.clone(), {"pgd": create("evaluators", "pgd", {"steps": 3})}
+    model = compiled(network(True))
+    expected = evaluate(network(False), part, evaluators, THREAT, runtime=CPU).outcomes["pgd"]
+    found = evaluate(model, part, evaluators, THREAT, runtime=CPU).outcomes["pgd"]
+    assert torch.equal(found.broken_by, expected.broken_by)
+    assert torch.equal(part.images, before)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_what_is_no_module_is_refused(part):
+    with pytest.raises(OptionError, match="the model is of type function; give"):
+        evaluate(lambda images: images, part, {"clean": create("evaluators", "clean")}, THREAT, runtime=CPU)
 
 
 def test_clean_accuracy_of_such_a_model_is_known(part):
