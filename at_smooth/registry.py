@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import traceback
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -102,8 +102,7 @@ def entries(kind: str) -> list[Entry]:
     Raises:
         PluginError: There is no such kind.
     """
-    if kind not in (*KINDS, RECIPES):
-        raise PluginError(f"there is no plugin kind '{kind}'{nearest(kind, KINDS)}. Kinds: {', '.join(KINDS)}.")
+    _check_kind(kind, (*KINDS, RECIPES))
     found = []
     for point in entry_points(group=f"at_smooth.{kind}"):
         name = point.dist.name if point.dist else "unknown"
@@ -121,6 +120,7 @@ def find(kind: str, name: str) -> Entry:
     Raises:
         PluginError: No plugin, or more than one, has that name.
     """
+    _check_kind(kind, KINDS)
     if ":" in name:
         return Entry(kind, name, name, "an importable module", _source_digest(module_of(name)))
     everything = entries(kind)
@@ -175,6 +175,11 @@ def create(kind: str, name: str, options: Mapping[str, Any] | None = None, *, tr
     if trusted:
         trust_code([name])
     return build(kind, name, options)
+
+
+def _check_kind(kind: str, kinds: Collection[str]) -> None:
+    if kind not in kinds:
+        raise PluginError(f"there is no plugin kind '{kind}'{nearest(kind, KINDS)}. Kinds: {', '.join(KINDS)}.")
 
 
 def _singular(kind: str) -> str:

@@ -139,3 +139,10 @@ def test_options_reach_the_plugin_and_errors_name_it():
     assert create("regularizers", "label-smoothing", {"alpha": "0.3"}).alpha == 0.3
     with pytest.raises(OptionError, match=r"regularizer label-smoothing: alpha: .*2"):
         create("regularizers", "label-smoothing", {"alpha": 2})
+
+
+@pytest.mark.parametrize("name", ["os:system", "tf-kd"])
+@pytest.mark.parametrize("kind", ["nonsense", "recipes", ""])
+def test_a_plugin_of_no_kind_is_refused_however_it_is_named(kind, name):
+    with pytest.raises(PluginError, match="no plugin kind"):
+        registry.find(kind, name)
