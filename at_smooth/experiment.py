@@ -36,7 +36,7 @@ from at_smooth.progress import Progress, Silent
 from at_smooth.ranks import Ranks
 from at_smooth.recipe import Recipe, plugins_in
 from at_smooth.resume import refuse_another, restore, saved
-from at_smooth.run import Recorder, Run, refuse_taken
+from at_smooth.run import WRITTEN, Recorder, Run, refuse_taken
 from at_smooth.runtime import Runtime, deterministic_algorithms, limited_threads
 from at_smooth.stopping import Stopper
 from at_smooth.teachers import Kinship, PlannedTeachers, SelfTeachers
@@ -107,7 +107,7 @@ def _train(recipe: Recipe, path: Path, resume: bool, override: bool, progress: P
 
     def begin() -> dict[str, Any]:
         """Make the run, or give the state that it goes on from."""
-        remove_leftovers(path)  # a process may have been killed before there was a run, too
+        remove_leftovers(path, WRITTEN)  # a process may have been killed before there was a run, too
         for lock in path.glob(f"teachers/*/{LOCK}"):
             FileLock(lock).remove_leftover()
         if resume:

@@ -193,11 +193,17 @@ def storing(path: Path) -> Iterator[None]:
         raise StorageError(f"cannot write {path} ({cause.strerror or cause}).") from None
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process was writing in a folder that nobody else writes to."""
-    for aside in folder.glob(f"**/{LEFTOVERS}"):
-        with suppress(OSError):
-            aside.unlink()
+def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
+    """Remove what a killed process was writing in a folder.
+
+    Args:
+        folder: The folder.
+        names: Files in it that nobody else writes, and folders, where nobody else writes at all.
+    """
+    for path in map(folder.joinpath, names):
+        for aside in (*path.parent.glob(f".{path.name}.[0-9]*.part"), *path.glob(f"**/{LEFTOVERS}")):
+            with suppress(OSError):
+                aside.unlink()
 
 
 @contextmanager
@@ -252,6 +258,13 @@ def _destination(path: Path) -> tuple[Path, os.stat_result | None]:
 def _is_plain(status: os.stat_result) -> bool:
     """Whether it is a regular file, which can be replaced, and not what this process prints into."""
     return stat.S_ISREG(status.st_mode) and _printed_into(status) is None
+
+
+def is_standard_output(path: Path | None) -> bool:
+    """Whether a file is the standard output, as ``/dev/stdout`` is; nothing else should be printed there then."""
+    with suppress(OSError):
+        return path is not None and _printed_into(path.stat()) == 1
+    return False
 
 
 def _printed_into(status: os.stat_result) -> int | None:

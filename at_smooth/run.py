@@ -35,7 +35,11 @@ Summary = dict[str, Any]
 
 #: Where the best weights of each kind are.
 BEST = {"raw": "best", "smoothed": "best_smoothed"}
-_WRITTEN = ("recipe.yaml", "environment.json", "metrics.csv", "summary.json", "curves.png", "divergence.pt")
+#: What a run writes, and nobody else: files, and folders with all that is in them.
+WRITTEN = (
+    *("recipe.yaml", "environment.json", "metrics.csv", "summary.json", "curves.png", "divergence.pt"),
+    *("checkpoints", "teachers"),
+)
 _SAVE_EVERY = 15 * 60  # seconds of a long epoch that a kill may cost
 _PREFIX = {"raw": "", "smoothed": "smoothed_"}
 
@@ -80,7 +84,7 @@ class Run:
 
     def discard(self) -> None:
         """Remove what a run that came to nothing has written; the folder itself stays, and what else is in it."""
-        for path in map(self.path.joinpath, (*_WRITTEN, "checkpoints", "teachers")):
+        for path in map(self.path.joinpath, WRITTEN):
             with suppress(OSError):  # the reason to discard it is to be heard
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import socket
 import stat
 import threading
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from at_smooth import InputError, StorageError, TakenError
+from at_smooth import InputError, StorageError, TakenError, train
 from at_smooth.files import (
     claimed_folder,
     create,
@@ -269,3 +270,16 @@ def test_the_working_directory_is_not_replaced(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="is the working directory"), creating_folder(usable_path(".")):
         pass
+
+
+def test_what_another_process_writes_into_a_run_is_no_leftover_of_training(tmp_path, plain_run):
+    shutil.copytree(plain_run.path, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    (tmp_path / "run" / "evaluations").mkdir()
+    leftovers = [".last.pt.12.part", ".metrics.csv.12ab.part"]
+    others = [".evaluation-1.json.34.part", ".report.html.34.part"]
+    places = ["checkpoints", ".", "evaluations", "."]
+    for folder, name in zip(places, leftovers + others, strict=True):
+        (tmp_path / "run" / folder / name).write_bytes(b"half")
+    train(plain_run.recipe, tmp_path / "run", resume=True)
+    assert {path.name for path in (tmp_path / "run").rglob("*.part")} == set(others)

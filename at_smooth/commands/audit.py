@@ -39,7 +39,7 @@ def audit(
     from at_smooth.audit_bench import Limits
     from at_smooth.evaluation_progress import shown
     from at_smooth.exceptions import MaskedGradientsError, OptionError, explain
-    from at_smooth.files import refuse_taken_file
+    from at_smooth.files import is_standard_output, refuse_taken_file
     from at_smooth.journal import Journal
     from at_smooth.results import keep_in_run, print_audit, report, write_json
     from at_smooth.runtime import Runtime, limited_threads
@@ -56,7 +56,7 @@ def audit(
     subject = everything.subset(min(audits.EXAMPLES, everything.part.n) if n_examples is None else n_examples, seed)
     if subject.part.n < audits.FEWEST:
         raise OptionError(f"--n-examples: {subject.part.n} examples tell nothing; give {audits.FEWEST} or more.")
-    console = Console()
+    console = Console(stderr=is_standard_output(json_file))
     journal = Journal(cache_directory() / "evaluations")
     with interruptible(lambda: CARRIES_ON), limited_threads(subject.threads), shown(console) as watcher:
         verdicts = audits.audit(

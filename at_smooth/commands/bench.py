@@ -59,7 +59,7 @@ def bench(variants: tuple[str, ...], rounds: int, style: str, json_file: Path | 
     """
     from at_smooth.bench.rounds import measure
     from at_smooth.bench.workload import Variant
-    from at_smooth.files import refuse_taken_file
+    from at_smooth.files import is_standard_output, refuse_taken_file
     from at_smooth.output import echo
     from at_smooth.results import write_json
     from at_smooth.terminal import Console
@@ -74,14 +74,14 @@ def bench(variants: tuple[str, ...], rounds: int, style: str, json_file: Path | 
 
     with interruptible(lambda: "nothing is kept of a benchmark"):
         measured = measure(workload, chosen or _usual(workload), rounds, note)
-    table = measured.table()
+    table, beside = measured.table(), is_standard_output(json_file)
     if style == "text":
-        console = Console()
+        console = Console(stderr=beside)
         console.print(table.rich())
         for line in measured.lines():
             console.print(line, soft_wrap=True)
     else:
-        echo("\n".join([table.formatted(style), "", *(f"- {line}" for line in measured.lines())]))
+        echo("\n".join([table.formatted(style), "", *(f"- {line}" for line in measured.lines())]), err=beside)
     if json_file:
         write_json(json_file, measured.to_dict())
 

@@ -46,7 +46,7 @@ def evaluate(
 
     from at_smooth import evaluation
     from at_smooth.evaluation_progress import shown
-    from at_smooth.files import refuse_taken_file
+    from at_smooth.files import is_standard_output, refuse_taken_file
     from at_smooth.journal import Journal
     from at_smooth.results import keep_in_run, print_results, report, write_json
     from at_smooth.runtime import Runtime, limited_threads
@@ -56,7 +56,7 @@ def evaluate(
 
     refuse_taken_file(json_file)
     subject = find_subject(source, wanted_from(given)).subset(n_examples, seed)
-    console = Console()
+    console = Console(stderr=is_standard_output(json_file))
     journal = Journal(cache_directory() / "evaluations")
     size = evaluation.BATCH_SIZE if batch_size is None else batch_size
     with interruptible(lambda: CARRIES_ON), limited_threads(subject.threads), shown(console) as watcher:

@@ -36,7 +36,7 @@ def transfer(
     from at_smooth.evaluation import BATCH_SIZE
     from at_smooth.evaluation_progress import shown
     from at_smooth.exceptions import InputError
-    from at_smooth.files import refuse_taken_file
+    from at_smooth.files import is_standard_output, refuse_taken_file
     from at_smooth.results import print_transfer, report, write_json
     from at_smooth.runtime import Runtime, limited_threads
     from at_smooth.subject import find_subject
@@ -51,7 +51,7 @@ def transfer(
     first = next(iter(subjects.values()))
     usual = {"steps": 20} if attack == "pgd" else {}
     spec = AttackSpec.parse(attack, first.threat, {**usual, **pairs_of(attack_options), "mode": "eval"})
-    console = Console()
+    console = Console(stderr=is_standard_output(json_file))
     size = BATCH_SIZE if batch_size is None else batch_size
     with interruptible(lambda: "nothing was written"), limited_threads(first.threads), shown(console) as watcher:
         found = transfers.transfer(
