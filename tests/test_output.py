@@ -172,6 +172,7 @@ def unread(pipe):
     return run
 
 
+@pytest.mark.slow
 def test_a_training_ends_as_it_would_have(unread, folder):
     assert unread("train", *TINY, "--out", "run") == (0, "")
     assert (folder / "run" / "summary.json").is_file()

@@ -90,7 +90,8 @@ def adopting():
         adopt(0)
 
 
-@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2])
 def test_ranks_that_torchrun_left_alone_save_and_stop(torchrun, tmp_path, count):
     out = tmp_path / "run"
     with adopting():
@@ -411,6 +412,7 @@ with process_group() as ranks:
 """
 
 
+@pytest.mark.slow
 def test_threads_of_the_group_end_before_python_does(torchrun, tmp_path):
     script = tmp_path / "last.py"
     script.write_text(LAST_WORK)
@@ -444,6 +446,7 @@ except KeyError as error:
 """
 
 
+@pytest.mark.slow
 def test_they_end_where_something_failed_too(torchrun, tmp_path):
     script = tmp_path / "failing.py"
     script.write_text(FAILING)
