@@ -16,7 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from at_smooth.exceptions import PluginError, nearest
+from at_smooth.exceptions import AtSmoothError, PluginError, nearest
 from at_smooth.module_source import importable, source_of
 from at_smooth.trust import check, module_of, trust_code
 
@@ -151,8 +151,18 @@ def build(kind: str, name: str, options: Mapping[str, Any] | None = None) -> Any
         OptionError: An option is unknown, of the wrong type or out of bounds.
     """
     from at_smooth.plugin_class import check_plugin
+    from at_smooth.plugin_errors import in_words
 
-    plugin = load(kind, name).build_from(options or {}, subject=f"{_singular(kind)} {name}")
+    cls, subject = load(kind, name), f"{_singular(kind)} {name}"
+    try:
+        plugin = cls.build_from(options or {}, subject)
+    except AtSmoothError:
+        raise
+    except Exception as error:  # of the author's own __init__ or validator
+        raise PluginError(
+            f"{subject} fails when it is made: {in_words(error)}. Better leave __init__ out: options are fields, and "
+            f"what is learned goes into private attributes, with PrivateAttr(default_factory=...)."
+        ) from error
     check_plugin(plugin)
     return plugin
 

@@ -319,7 +319,7 @@ def test_helpers_validators_and_more_parameters_are_allowed():
 
 
 def unbased(self, **options):
-    self._memory = {}
+    """Calls nobody's ``__init__``."""
 
 
 @pytest.mark.parametrize(

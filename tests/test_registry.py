@@ -146,3 +146,11 @@ def test_options_reach_the_plugin_and_errors_name_it():
 def test_a_plugin_of_no_kind_is_refused_however_it_is_named(kind, name):
     with pytest.raises(PluginError, match="no plugin kind"):
         registry.find(kind, name)
+
+
+def test_a_plugin_that_fails_when_it_is_made_is_named_with_the_line(tmp_path, monkeypatch):
+    source = GOOD + "    def __init__(self, **options):\n        self.weights = options['weights']\n"
+    (tmp_path / "broken_init.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PluginError, match=r"regularizer broken_init:Calm fails when it is made: KeyError.*line \d+"):
+        create("regularizers", "broken_init:Calm")

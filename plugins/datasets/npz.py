@@ -104,14 +104,14 @@ def _read(path: Path) -> list[tuple[str, Array]]:
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise DataError(f"{path} is one array, no readable .npz file; give one with {', '.join(_NAMES[0][:4])}.")
         with archive:
-            names = max(_NAMES, key=lambda known: sum(name in archive for name in known[:_REQUIRED]))
-            missing = [name for name in names[:_REQUIRED] if name not in archive]
+            names = max(_NAMES, key=lambda known: sum(name in archive.files for name in known[:_REQUIRED]))
+            missing = [name for name in names[:_REQUIRED] if name not in archive.files]
             if missing:
                 raise DataError(
                     f"{path} lacks {', '.join(missing)}; it holds {', '.join(archive.files) or 'nothing'}. "
                     f"Save it with numpy.savez_compressed(path, x_train=..., y_train=..., x_test=..., y_test=...)."
                 )
-            held = [name for name in names[_REQUIRED:] if name in archive]
+            held = [name for name in names[_REQUIRED:] if name in archive.files]
             if len(held) == 1:
                 raise DataError(f"{path} holds {held[0]}, but of {' and '.join(names[_REQUIRED:])} both are needed.")
             wanted = [*names[:_REQUIRED], *held]
