@@ -103,7 +103,7 @@ def test_ranks_that_torchrun_left_alone_save_and_stop(torchrun, tmp_path, count)
     assert codes == [143] * count
     _, lines, text = running.end()
     assert [line[:7] for line in lines] == ["at: mlp", "SIGTERM"], text
-    assert "SIGTERM: torchrun is gone; stopped in epoch" in text
+    assert "SIGTERM: torchrun is gone; stopped " in text  # in an epoch, or while one was measured
     assert "TCPStore" not in text
     assert f"and saved; continue with: at-smooth train --out {out} --resume" in lines[1]
     assert checkpoint.load(out / "checkpoints" / "last.pt")["state"]["step"] > 0
