@@ -97,8 +97,9 @@ def snapshot(folder):
 def workplace(tmp_path, monkeypatch, plain_run, smoothed_run):
     """A folder with two runs, a file of the user's, a link to it and a folder; all have to stay as they are."""
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(plain_run.path, tmp_path / "RUN")
-    shutil.copytree(smoothed_run.path, tmp_path / "OTHER")
+    others = shutil.ignore_patterns("evaluations")  # of other tests
+    shutil.copytree(plain_run.path, tmp_path / "RUN", ignore=others)
+    shutil.copytree(smoothed_run.path, tmp_path / "OTHER", ignore=others)
     (tmp_path / "file.txt").write_text("mine\n")
     (tmp_path / "link").symlink_to("file.txt")
     (tmp_path / "folder").mkdir()
