@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -119,7 +119,7 @@ class FirstEpoch:
         return {name: _fingerprint(value, known) for name, value in private.items() if name.startswith("_")}
 
 
-def fingerprint(value: Any, known: set[int] = frozenset()) -> Any:  # type: ignore[assignment]
+def fingerprint(value: Any, known: Set[int] = frozenset()) -> Any:
     """Something that is equal for equal content: of tensors, modules, optimisers, generators and plain containers.
 
     Args:
